@@ -1,0 +1,74 @@
+"""`AdapterSet`: what an adapter file holds, before it meets a model."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from types import MappingProxyType
+from typing import Self, final
+
+import torch
+
+from lyc_fx.families import Adapter
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One adapter of a file, for one parameter of one module."""
+
+    module: str
+    """The module as the file names it, such as `lora_unet_mid_block_attentions_0_proj_in`"""
+    leaf: str
+    """The parameter of that module: `weight` or `bias`"""
+    adapter: Adapter
+    keys: tuple[str, ...]
+    """The file's keys that this entry was read from"""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AdapterSet:
+    """Adapters by the names that their file uses; a model's names are met in `lyc_fx.binding`."""
+
+    entries: tuple[Entry, ...]
+    source: str = "<tensors>"
+    """The file, as messages name it"""
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    unread: tuple[str, ...] = ()
+    """Keys that no format understood; strict use refuses them"""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def select(self, *patterns: str) -> Self:
+        """The entries whose module (as in the file) matches one of the fnmatch patterns.
+
+        `adapters.select("lora_unet_*")` is the part for the UNet of a file that also holds text encoders.
+        """
+        return self._keep(lambda name: any(fnmatchcase(name, p) for p in patterns))
+
+    def exclude(self, *patterns: str) -> Self:
+        """The entries whose module (as in the file) matches none of the fnmatch patterns."""
+        return self._keep(lambda name: not any(fnmatchcase(name, p) for p in patterns))
+
+    def _keep(self, wanted: Callable[[str], bool]) -> Self:
+        return replace(
+            self,
+            entries=tuple(e for e in self.entries if wanted(e.module)),
+            unread=tuple(key for key in self.unread if wanted(key.split(".")[0]) or wanted(key.rpartition(".")[0])),
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, alphas and factors: the same for the same adapters, whatever the file."""
+        total = hashlib.sha256()
+        for entry in sorted(self.entries, key=lambda e: (e.module, e.leaf)):
+            adapter = entry.adapter
+            total.update(repr((entry.module, entry.leaf, adapter.name, adapter.alpha)).encode())
+            for name, factor in adapter.factors().items():
+                total.update(repr((name, tuple(factor.shape), factor.dtype)).encode())
+                flat = factor.detach().to("cpu").contiguous().reshape(-1)
+                total.update(flat.view(torch.uint8).numpy().data)
+        return total.hexdigest()

@@ -1,0 +1,129 @@
+"""capture: any PyTorch model → a captured program, a plain GraphModule of ATen operators on named weights."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from lyc_fx.capture.dynamic import DynamicShapes, SpecializedDimension, arguments, export_shapes, warn_of_specialized
+from lyc_fx.capture.fakes import device_of, fake_copy
+from lyc_fx.capture.guards import InputGuards
+from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
+from lyc_fx.capture.outputs import register
+from lyc_fx.errors import CaptureError
+from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors
+
+__all__ = ["DynamicShapes", "SpecializedDimension", "capture"]
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: DynamicShapes = None,
+) -> GraphModule:
+    """Capture a model as a plain `torch.fx.GraphModule`.
+
+    Weights are `get_attr` nodes named like the model's state dict, operators are ATen overloads, and
+    `node.meta["val"]` holds fake tensors with symbolic sizes. The program shares the model's parameters and
+    buffers, follows its training flag, and may also be captured from a model on the meta device.
+
+    `model` may be any `nn.Module`, also one from `torch.fx.symbolic_trace`, or an `ExportedProgram` (which
+    needs no `args`). `dynamic_shapes` says which sizes may vary: `"auto"`, or names per input such as
+    `{"sample": "batch _ height width"}` with `_` for a size that stays, or what `torch.export` takes.
+    Sizes that are fixed all the same raise a SpecializedDimension warning that names them.
+
+    A captured program takes the arguments of its example: other Python values, another dtype or other optional
+    arguments need another capture. Raises CaptureError.
+    """
+    if isinstance(model, ExportedProgram):
+        return _from_program(model, {}, {})
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
+    args, kwargs = tuple(args), dict(kwargs or {})
+    register((args, kwargs))
+    bound = arguments(model, args, kwargs)
+    shapes = export_shapes(dynamic_shapes, bound, model)
+    program = _export(model, args, kwargs, shapes)
+    gm = _from_program(program, tensors(model), module_aliases(model), model)
+    if shapes is not None:
+        warn_of_specialized(gm, shapes)
+    return gm
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    copy, mode = fake_copy(model, device_of(model, (args, kwargs)))
+    copy.register_forward_hook(lambda module, inputs, output: register(output))
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    try:
+        with mode, torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: {type(error).__name__}: {_brief(error)}\n{_advice(error)}"
+        ) from error
+
+
+def _from_program(
+    program: ExportedProgram,
+    real: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    model: nn.Module | None = None,
+) -> GraphModule:
+    gm = program.module(check_guards=False)
+    guards = getattr(program.module(check_guards=True), "_guards_fn", None)
+    assert isinstance(gm, GraphModule)
+    skipped = non_persistent(model) if model is not None else set()
+    for name, tensor in real.items():
+        set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
+    left = [name for name, tensor in _stored(gm).items() if isinstance(tensor, FakeTensor)]
+    if left:
+        raise CaptureError(f"{', '.join(left[:5])} has no value: a tensor that the model makes while it runs is kept")
+    inline_grad_blocks(gm)
+    name_weights_by_use(gm, dict(aliases))
+    inputs = tuple(str(n.target) for n in gm.graph.find_nodes(op="placeholder"))
+    top = tuple(getattr(gm.graph._codegen.pytree_info, "orig_args", inputs))  # type: ignore[attr-defined]
+    gm._forward_pre_hooks.clear()
+    result = finished(gm, gm, {})
+    if isinstance(guards, nn.Module):
+        result.register_forward_pre_hook(InputGuards(guards, top), with_kwargs=True)
+    if model is not None:
+        result.training = model.training
+    remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases))))
+    return result
+
+
+def _stored(gm: GraphModule) -> dict[str, Any]:
+    return {str(n.target): _attribute(gm, str(n.target)) for n in gm.graph.find_nodes(op="get_attr")}
+
+
+def _attribute(gm: GraphModule, name: str) -> Any:
+    path, _, leaf = name.rpartition(".")
+    return getattr(gm.get_submodule(path), leaf)
+
+
+def _brief(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:4])
+
+
+def _advice(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}"
+    if "DataDependent" in text or "data-dependent" in text or "Could not guard" in text:
+        return (
+            "Its Python code branches on a tensor's values. Try: torch.cond, torch.where or an argument that fixes "
+            "the branch; or apply the adapter to the live model with lyc_fx.merge, which captures nothing."
+        )
+    if "Constraints violated" in text or "specialized" in text:
+        return 'Try dynamic_shapes="auto", which keeps fixed what the model asks for, and example sizes of 2 or more.'
+    return (
+        "Try: the inputs that model(*args, **kwargs) takes, on the model's device and in its dtype; "
+        'dynamic_shapes=None; or lyc_fx.merge and "lyc-fx fold", which capture nothing.'
+    )

@@ -1,0 +1,131 @@
+"""Which input dimensions may vary, said in few words; and which of them export fixed all the same."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from lyc_fx.errors import CaptureError
+
+DynamicShapes = str | Mapping[str, Any] | Sequence[Any] | None
+FIXED = "_"
+
+
+class SpecializedDimension(UserWarning):
+    """A dimension that was meant to vary is fixed in the captured program."""
+
+
+def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The example inputs by the parameter of `forward` that they go to. Raises CaptureError."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(f"{type(model).__name__}.forward does not take these inputs: {error}") from error
+    return dict(bound.arguments)
+
+
+def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Module) -> Any:
+    """The `dynamic_shapes` of `torch.export` for what the user said.
+
+    - `None`: every size is fixed; `"auto"`: every dimension of every tensor may vary, where the model lets it;
+    - a mapping from argument to the names of its dimensions, `{"input_ids": "batch sequence"}`; `_` is a
+      dimension that stays fixed; nested inputs take nested mappings;
+    - anything else is handed to torch.export as it is.
+
+    Raises CaptureError for an unknown argument or a text with another number of dimensions.
+    """
+    if shapes is None:
+        return None
+    if shapes == "auto":
+        return _nested(inputs, model, lambda value, path: dict.fromkeys(range(value.dim()), Dim.AUTO), ())
+    if not isinstance(shapes, Mapping) or not _texts(shapes):
+        return shapes
+    unknown = [name for name in shapes if name not in inputs]
+    if unknown:
+        raise CaptureError(f"dynamic_shapes names {', '.join(unknown)}; the inputs are {', '.join(inputs)}")
+
+    def named(value: Tensor, path: tuple[Any, ...]) -> Any:
+        text = _at(shapes, path)
+        return None if text is None else _dims(str(text), value, path)
+
+    return _nested(inputs, model, named, ())
+
+
+def _texts(shapes: Any) -> bool:
+    if isinstance(shapes, Mapping):
+        return bool(shapes) and all(_texts(value) for value in shapes.values())
+    return isinstance(shapes, str)
+
+
+def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any]:
+    names = text.split()
+    if len(names) != value.dim():
+        raise CaptureError(
+            f"dynamic_shapes[{path[0]!r}] = {text!r} names {len(names)} dimensions, the input has {value.dim()}: "
+            f"{tuple(value.shape)}; write _ for one that stays fixed"
+        )
+    return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED}
+
+
+def _nested(value: Any, model: nn.Module, of_tensor: Any, path: tuple[Any, ...]) -> Any:
+    if isinstance(value, Tensor):
+        return of_tensor(value, path)
+    if isinstance(value, Mapping):
+        made = {name: _nested(inner, model, of_tensor, (*path, name)) for name, inner in value.items()}
+        return _variadic(made, model) if not path else made
+    if isinstance(value, (list, tuple)):
+        return type(value)(_nested(inner, model, of_tensor, (*path, i)) for i, inner in enumerate(value))
+    return pytree.tree_map(lambda leaf: of_tensor(leaf, path) if isinstance(leaf, Tensor) else None, value)
+
+
+def _variadic(made: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Arguments that went into **kwargs stand beside the others, as torch.export has them."""
+    flat: dict[str, Any] = {}
+    kinds = {name: p.kind for name, p in inspect.signature(model.forward).parameters.items()}
+    for name, shape in made.items():
+        flat |= shape if kinds[name] is inspect.Parameter.VAR_KEYWORD else {name: shape}
+    return flat
+
+
+def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        if not isinstance(shapes, Mapping) or step not in shapes:
+            return shapes if isinstance(shapes, str) else None
+        shapes = shapes[step]
+    return shapes
+
+
+def warn_of_specialized(gm: GraphModule, shapes: Any) -> None:
+    """Warn with the name of each dimension that was to vary and that the captured program fixed."""
+    wanted = [spec for spec in _leaves(shapes)]
+    inputs = [n for n in gm.graph.find_nodes(op="placeholder")]
+    fixed = []
+    for spec, node in zip(wanted, inputs, strict=False):
+        value = node.meta.get("val")
+        if isinstance(spec, Mapping) and isinstance(value, Tensor):
+            fixed += [
+                f"{node.target}.shape[{i}] = {value.shape[i]}"
+                for i, dim in spec.items()
+                if dim is not None and not isinstance(value.shape[i], torch.SymInt)
+            ]
+    if fixed:
+        warnings.warn(
+            f"these sizes stay fixed in the captured program: {', '.join(fixed)}. The model's weights or its code "
+            "ask for them, or the example has size 1 or 0 there (use 2 or more).",
+            SpecializedDimension,
+            stacklevel=3,
+        )
+
+
+def _leaves(shapes: Any) -> list[Any]:
+    """One spec per flat input, in the order of the inputs."""
+    if shapes is None or (isinstance(shapes, Mapping) and all(isinstance(key, int) for key in shapes)):
+        return [shapes]
+    inner = shapes.values() if isinstance(shapes, Mapping) else shapes
+    return [leaf for value in inner for leaf in _leaves(value)]

@@ -1,0 +1,105 @@
+"""From what `torch.export` leaves to the form that every pass relies on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from lyc_fx.layers import COMPUTED
+from lyc_fx.program import owner, rebuilt
+
+aten = torch.ops.aten
+_GRAD_BLOCK = torch.ops.higher_order.wrap_with_set_grad_enabled
+
+
+def inline_grad_blocks(gm: GraphModule) -> None:
+    """Replace `with torch.no_grad():` blocks by their nodes; results of one without grad are detached."""
+    while blocks := [n for n in gm.graph.nodes if n.op == "call_function" and n.target is _GRAD_BLOCK]:
+        for block in blocks:
+            _inline(gm, block)
+
+
+def _inline(gm: GraphModule, block: Node) -> None:
+    enabled, body, *operands = block.args
+    assert isinstance(body, Node)
+    prefix = str(body.target)
+    inner = gm.get_submodule(prefix)
+    assert isinstance(inner, GraphModule)
+    values: dict[Node, Any] = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    given = list(values)
+    with gm.graph.inserting_before(block):
+        results = gm.graph.graph_copy(inner.graph, val_map=values)
+        for old, new in values.items():
+            if old.op == "get_attr" and old not in given:
+                new.target = f"{prefix}.{old.target}"
+        outputs = [_detached(gm.graph, node) if not enabled else node for node in _sequence(results)]
+    for user in list(block.users):
+        assert isinstance(user.args[1], int)
+        result = outputs[user.args[1]]
+        assert isinstance(result, Node)
+        user.replace_all_uses_with(result, propagate_meta=False)
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(block)
+    if not body.users:
+        gm.graph.erase_node(body)
+
+
+def _sequence(results: Any) -> list[Any]:
+    return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
+def _detached(graph: Graph, node: Any) -> Any:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return node
+    result = graph.call_function(aten.detach.default, (node,))
+    result.meta = dict(node.meta)
+    return result
+
+
+def name_weights_by_use(gm: GraphModule, module_aliases: dict[str, str]) -> None:
+    """Let each use of a tied tensor read it under the name of the module that was called there.
+
+    Export reads a tied tensor everywhere under its last name; adapters address one module. A use whose module
+    holds none of the names keeps the name that export chose. Nodes that read a tensor nobody uses are dropped:
+    the module keeps the tensor.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
+        names.setdefault(id(tensor), []).append(name)
+    by_name: dict[str, Node] = {}
+    same = {name: group for group in names.values() for name in group}
+    for node in list(gm.graph.find_nodes(op="get_attr")):
+        group = same.get(str(node.target))
+        if group is None:
+            continue
+        for user in list(node.users):
+            wanted = _name(user, str(node.target), group)
+            wanted = module_aliases.get(wanted, wanted)
+            if wanted == node.target:
+                by_name.setdefault(wanted, node)
+                continue
+            if wanted not in by_name:
+                with gm.graph.inserting_before(node):
+                    by_name[wanted] = gm.graph.get_attr(wanted)
+                by_name[wanted].meta = dict(node.meta)
+            user.replace_input_with(node, by_name[wanted])
+        if not node.users:
+            gm.graph.erase_node(node)
+
+
+def _name(user: Node, given: str, group: list[str]) -> str:
+    if len(group) == 1:
+        return given
+    while user.target in COMPUTED and user.users:
+        user = next(iter(user.users))
+    path, _ = owner(user)
+    here = [name for name in group if name.rpartition(".")[0] == path]
+    return given if given in here or not here else here[0]
+
+
+def finished(gm: GraphModule, source: nn.Module, meta: dict[str, Any]) -> GraphModule:
+    """A plain GraphModule of the normalized graph, with all of the source's tensors."""
+    gm.graph.lint()
+    return rebuilt(source, gm.graph, meta=meta)

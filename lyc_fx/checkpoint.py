@@ -1,0 +1,82 @@
+"""The checkpoint road: adapters folded into a safetensors file, without any model code."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lyc_fx.binding import Binding, Stack, Weight, bind, normalized
+from lyc_fx.families import merged
+from lyc_fx.files import replacing, write_safetensors
+from lyc_fx.formats import load
+from lyc_fx.formats.container import opened
+from lyc_fx.report import Report
+
+Path_ = str | os.PathLike[str]
+Progress = Callable[[str, int], None]
+"""Called after each tensor with its name and size in bytes"""
+
+
+def fold_checkpoint(
+    base: Path_,
+    adapters: Stack | Path_,
+    out: Path_,
+    strength: float = 1.0,
+    *,
+    strict: bool = True,
+    transposed: Iterable[str] = (),
+    compute: torch.dtype | None = None,
+    progress: Progress = lambda name, size: None,
+) -> Report:
+    """Fold adapters into a safetensors checkpoint: same keys, shapes, dtypes and metadata, merged weights.
+
+    `adapters` is a file, what `load` returned, or a list of (adapters, strength) pairs; `strength` multiplies
+    all. `transposed` lists fnmatch patterns of weights that are stored `(in, out)` (Conv1D of GPT-2), which a
+    checkpoint does not say. One tensor at a time is in memory. The output appears under its name only when it is
+    whole.
+
+    Raises BadFile and BadAdapter; then there is no output, and an older file of that name is as it was.
+    """
+    if isinstance(adapters, (str, os.PathLike)):
+        adapters = load(adapters)
+    stack = normalized(adapters, strength)
+    with ExitStack() as resources:
+        source = resources.enter_context(opened(base))
+        names = list(source.keys())
+        weights = {name: _described(source, name, tuple(transposed)) for name in names}
+        binding = bind(stack, weights, strict=strict)
+        inputs = [base, *(adapter.source for adapter, _ in stack)]
+        part = resources.enter_context(replacing(out, inputs))
+        layout = {name: (weights[name].dtype, weights[name].shape) for name in names}
+        with part.open("wb") as file:
+            tensors = _folded(source, names, binding, weights, compute, progress)
+            write_safetensors(file, layout, tensors, source.metadata() or {})
+    return binding.report
+
+
+def _described(source: Any, name: str, transposed: tuple[str, ...]) -> Weight:
+    part = source.get_slice(name)
+    shape = tuple(part.get_shape())
+    dtype = source.get_tensor(name).dtype if not shape else part[:0].dtype
+    return Weight(shape, dtype, len(shape) == 2 and any(fnmatchcase(name, pattern) for pattern in transposed))
+
+
+def _folded(
+    source: Any,
+    names: Iterable[str],
+    binding: Binding,
+    weights: Mapping[str, Weight],
+    compute: torch.dtype | None,
+    progress: Progress,
+) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
+        tensor = source.get_tensor(name)
+        active = [(b.adapter, b.strength) for b in binding.targets.get(name, ()) if b.strength != 0]
+        if active:
+            tensor = merged(tensor, active, transposed=weights[name].transposed, compute=compute)
+        yield name, tensor
+        progress(name, tensor.numel() * tensor.element_size())

@@ -1,0 +1,25 @@
+"""The errors that lyc-fx raises on purpose. All of them derive from `LycFxError`."""
+
+
+class LycFxError(Exception):
+    """Base of every error that this library raises on purpose; its text is meant for the user."""
+
+
+class BadFile(LycFxError):
+    """A file cannot be read as what it should be, or must not be written where it was asked."""
+
+
+class BadAdapter(LycFxError):
+    """An adapter is incomplete, non-finite, does not fit its weight, or finds no weight at all."""
+
+
+class CaptureError(LycFxError):
+    """A model cannot be brought into the form of a captured program."""
+
+
+class InvalidGraph(LycFxError):
+    """A graph breaks what must hold before or after a pass."""
+
+
+class Unsupported(LycFxError):
+    """What was asked is well-formed, but lyc-fx does not do it."""

@@ -1,0 +1,85 @@
+"""Saving a folded program, by the file's suffix."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from lyc_fx.errors import InvalidGraph, Unsupported
+from lyc_fx.files import replacing, write_safetensors
+from lyc_fx.program import BANK, get_tensor
+
+Path_ = str | os.PathLike[str]
+
+
+def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Save a program: `.safetensors` holds the weights under the base model's keys, `.pt2` a whole
+    `torch.export` program with the sizes that were dynamic at capture (load it with `torch.export.load`).
+
+    `metadata` goes into the safetensors header. The file appears under its name only when it is whole.
+    Raises Unsupported for another suffix, InvalidGraph where adapters are not folded yet (.safetensors), and
+    BadFile where the file cannot be written.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".safetensors":
+        _weights(program, path, {"format": "pt", **(metadata or {})})
+    elif suffix == ".pt2":
+        exported = _exported(program)
+        with replacing(path) as part, part.open("wb") as file:
+            torch.export.save(exported, file)
+    else:
+        raise Unsupported(f"{path}: export writes .safetensors and .pt2, not {suffix or 'a file without suffix'}")
+
+
+def _weights(program: GraphModule, path: Path_, metadata: Mapping[str, str]) -> None:
+    if hasattr(program, BANK):
+        raise InvalidGraph(f"{path}: the program still carries adapters: fold it first, or save it as .pt2")
+    state: dict[str, Tensor] = program.state_dict()
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    with replacing(path) as part, part.open("wb") as file:
+        write_safetensors(file, layout, state.items(), metadata)
+
+
+def _exported(program: GraphModule) -> ExportedProgram:
+    """The program exported again, for inputs like those of its capture."""
+    flat, shapes = [], []
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        flat.append(_example(value))
+        shapes.append(_shapes(value))
+    if hasattr(program, BANK) and any(get_tensor(program, n).is_meta for n in _reads(program)):
+        raise InvalidGraph("weights have no values yet: load them before exporting")
+    spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
+    args, kwargs = pytree.tree_unflatten(flat, spec)
+    arg_shapes, kwarg_shapes = pytree.tree_unflatten(shapes, spec)
+    with torch.enable_grad():
+        return torch.export.export(
+            program, tuple(args), kwargs, dynamic_shapes=(*arg_shapes, *_values(kwarg_shapes)) or None, strict=False
+        )
+
+
+def _values(kwargs: Mapping[str, Any]) -> list[Any]:
+    return list(kwargs.values())
+
+
+def _reads(program: GraphModule) -> list[str]:
+    return [str(n.target) for n in program.graph.find_nodes(op="get_attr")]
+
+
+def _example(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    sizes = [s if isinstance(s, int) else s.node.hint or 2 for s in value.shape]
+    return torch.zeros(sizes, dtype=value.dtype, device=value.device)
+
+
+def _shapes(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return None
+    return {i: Dim.AUTO for i, size in enumerate(value.shape) if not isinstance(size, int)}

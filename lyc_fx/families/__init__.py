@@ -1,0 +1,44 @@
+"""The adapter families: one algorithm per file. The folder is the table."""
+
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
+
+import torch
+
+from lyc_fx.families.adapter import Adapter, Additive, Shape, Strength
+from lyc_fx.families.merged import compute_dtype, merged
+
+__all__ = ["FAMILIES", "Adapter", "Additive", "Shape", "Strength", "compute_dtype", "merged", "random_adapter"]
+
+
+def _families() -> tuple[type[Adapter], ...]:
+    found: dict[str, type[Adapter]] = {}
+    for module in sorted(info.name for info in iter_modules(__path__)):
+        for thing in vars(import_module(f"{__name__}.{module}")).values():
+            if isinstance(thing, type) and issubclass(thing, Adapter) and not isabstract(thing):
+                found[thing.name] = thing
+    return tuple(found.values())
+
+
+FAMILIES: tuple[type[Adapter], ...] = _families()
+"""Every family, in the order of its file's name."""
+
+
+def random_adapter(
+    family: type[Adapter],
+    shape: Shape,
+    *,
+    layout: frozenset[str] | None = None,
+    rank: int = 4,
+    alpha: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+) -> Adapter:
+    """An adapter with random, non-zero factors for a weight of this shape (for tests, demos, benchmarks).
+
+    Raises BadAdapter where the layout does not exist for such a weight.
+    """
+    shapes = family.factor_shapes(shape, layout or family.layouts[0], rank)
+    factors = {n: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for n, s in shapes.items()}
+    return family(alpha=alpha, **factors)

@@ -1,0 +1,181 @@
+"""What an adapter family is: named factors, the shapes that they may have, and one formula."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from typing import Any, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+
+Shape = Sequence[int]
+Strength = float | Tensor
+"""The user's multiplier: a Python number, or a 0-dim tensor where a program may change it later."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapter(ABC):
+    """One adapter of one weight: the factors of its family as tensors, and `apply`.
+
+    A family is a final subclass. It declares:
+
+    - `name`: the algorithm's name;
+    - `suffixes`: for each factor (a field), its key suffix in a LyCORIS file;
+    - `layouts`: the sets of factors that make a complete adapter;
+    - `factor_shapes`, `fit` and `apply`.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[Mapping[str, str]]
+    layouts: ClassVar[tuple[frozenset[str], ...]]
+
+    alpha: float | None = None
+    """Numerator of the scale, as stored (LyCORIS: 0-dim float tensor); None where the file has none."""
+
+    @abstractmethod
+    def fit(self, shape: Shape) -> None:
+        """Raise BadAdapter unless the factors fit a weight of this shape, `(out, in/groups, *kernel)`."""
+
+    @abstractmethod
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        """The adapted weight. Factors and weight have one floating dtype; strength 1 is the trained effect."""
+
+    @abstractmethod
+    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+        """`apply(weight, strength) - weight`, so that several adapters can be summed relative to the base."""
+
+    @classmethod
+    @abstractmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the factors of a new adapter of this layout for a weight of this shape.
+
+        Raises BadAdapter where the layout does not exist for such a weight.
+        """
+
+    @property
+    @abstractmethod
+    def rank(self) -> int | None:
+        """r, read from the factors' shapes; None where the family (or the layout) has none."""
+
+    @property
+    @abstractmethod
+    def variant(self) -> str:
+        """The layout in the field's words, such as "tucker"; "" for the plain one."""
+
+    @property
+    def uses_alpha(self) -> bool:
+        """Whether `alpha` has any effect."""
+        return True
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so)."""
+        if not self.uses_alpha or not self.alpha or self.rank is None:
+            return 1.0
+        return self.alpha / self.rank
+
+    @final
+    def factors(self) -> dict[str, Tensor]:
+        """The factors that are present, by field name, in the order of the fields."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.suffixes}
+        return {name: factor for name, factor in named.items() if factor is not None}
+
+    @final
+    def with_factors(self, factors: Mapping[str, Tensor]) -> Self:
+        """The same adapter with other tensors for its factors."""
+        changes: dict[str, Any] = dict(factors)
+        return replace(self, **changes)
+
+    @final
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same adapter with its factors in `dtype`."""
+        return self.with_factors({n: f if f.dtype == dtype else f.to(dtype) for n, f in self.factors().items()})
+
+    @final
+    def to_device(self, device: torch.device) -> Self:
+        """The same adapter with its factors on `device`."""
+        return self.with_factors({n: f if f.device == device else f.to(device) for n, f in self.factors().items()})
+
+    @final
+    def structure(self) -> tuple[Any, ...]:
+        """All that the traced formula depends on besides the factors' values."""
+        shapes = tuple((n, tuple(f.shape), f.dtype) for n, f in self.factors().items())
+        return (type(self), self.alpha, shapes)
+
+    @final
+    def check(self) -> None:
+        """Raise BadAdapter for a factor or an alpha that is not finite, or a rank of 0."""
+        for name, factor in self.factors().items():
+            if factor.numel() == 0:
+                raise BadAdapter(f"{self.suffixes[name]} is empty: shape {tuple(factor.shape)}")
+            if not bool(torch.isfinite(factor).all()):
+                count = int((~torch.isfinite(factor)).sum())
+                raise BadAdapter(f"{self.suffixes[name]} holds {count} values that are not finite")
+        if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
+            raise BadAdapter(f"alpha is {self.alpha}")
+
+    @classmethod
+    @final
+    def read(cls, tensors: Mapping[str, Tensor], alpha: float | None = None) -> Self:
+        """From tensors by key suffix. Raises BadAdapter, naming the suffixes, unless they are one layout."""
+        given = frozenset(field for field, suffix in cls.suffixes.items() if suffix in tensors)
+        if given not in cls.layouts:
+            nearest = min(cls.layouts, key=lambda layout: (len(layout ^ given), sorted(layout)))
+            missing = [cls.suffixes[f] for f in cls.suffixes if f in nearest - given]
+            extra = [cls.suffixes[f] for f in cls.suffixes if f in given - nearest]
+            said = [f"without {', '.join(missing)}"] * bool(missing) + [f"with {', '.join(extra)}"] * bool(extra)
+            raise BadAdapter(f"{cls.name} {' and '.join(said)} is not complete")
+        return cls(alpha=alpha, **{field: tensors[cls.suffixes[field]] for field in given})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Additive(Adapter):
+    """A family whose effect is a sum: `W + strength · scale · product`, with no use of W's values."""
+
+    @abstractmethod
+    def product(self, shape: Shape) -> Tensor:
+        """The product of the factors before scale and strength, in the weight's shape."""
+
+    @final
+    def delta(self, shape: Shape) -> Tensor:
+        """ΔW at strength 1."""
+        return self.product(shape) * self.scale
+
+    @final
+    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+        return self.product(weight.shape) * (strength * self.scale)
+
+    @final
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        return weight + self.change(weight, strength)
+
+
+def expect(what: str, given: Shape, wanted: Shape) -> None:
+    """Raise BadAdapter where a shape is not the one that the weight asks for."""
+    if tuple(given) != tuple(wanted):
+        raise BadAdapter(f"{what} is {tuple(given)}, the weight asks for {tuple(wanted)}")
+
+
+def matrix_dims(shape: Shape) -> tuple[int, int, int]:
+    """`(O, I, *K)` → O, I and the product of K. Raises BadAdapter for fewer than two dimensions."""
+    if len(shape) < 2:
+        raise BadAdapter(f"the weight has shape {tuple(shape)}: a factor product needs at least two dimensions")
+    taps = 1
+    for size in shape[2:]:
+        taps *= size
+    return shape[0], shape[1], taps
+
+
+def flat_shape(factor: Tensor) -> tuple[int, int]:
+    """Shape of `tensors.matrix(factor)`. Raises BadAdapter for fewer than two dimensions."""
+    rows, columns, taps = matrix_dims(factor.shape)
+    return rows, columns * taps
+
+
+def expect_kernel(what: str, factor: Tensor, shape: Shape) -> None:
+    """Raise BadAdapter where a factor that carries the kernel has another kernel than the weight."""
+    if factor.dim() == len(shape):
+        expect(f"the kernel of {what}", factor.shape[2:], shape[2:])

@@ -1,0 +1,85 @@
+"""LoHa: Hadamard product of two low-rank products (FedPara, arXiv:2108.06098; Tucker as in LyCORIS)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Additive, Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.tensors import low_rank, tucker
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LoHa(Additive):
+    """`ΔW = alpha/r · (w1_a @ w1_b) ⊙ (w2_a @ w2_b)`; with Tucker cores
+    `ΔW = alpha/r · T1 ⊙ T2`, `Tx[o,i,κ] = Σ_pq tx[p,q,κ] · wx_a[p,o] · wx_b[q,i]`.
+
+    The effect on activations is a layer with that *weight*: a product of two activation chains would be
+    quadratic in x.
+    """
+
+    name = "loha"
+    suffixes = {
+        "w1_a": "hada_w1_a",
+        "w1_b": "hada_w1_b",
+        "w2_a": "hada_w2_a",
+        "w2_b": "hada_w2_b",
+        "t1": "hada_t1",
+        "t2": "hada_t2",
+    }
+    layouts = (
+        frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}),
+        frozenset({"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"}),
+    )
+
+    w1_a: Tensor
+    """`(out, r)`; with a core the other way round, `(r, out)`"""
+    w1_b: Tensor
+    """`(r, in/groups · kernel)`; with a core `(r, in/groups)`"""
+    w2_a: Tensor
+    w2_b: Tensor
+    t1: Tensor | None = None
+    """`(r, r, *kernel)`: first the rank on the side of the output"""
+    t2: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.w1_b.shape[0]
+
+    @property
+    def variant(self) -> str:
+        return "" if self.t1 is None else "tucker"
+
+    def fit(self, shape: Shape) -> None:
+        out, inner, taps = matrix_dims(shape)
+        sides = ((1, self.w1_a, self.w1_b, self.t1), (2, self.w2_a, self.w2_b, self.t2))
+        for index, left, right, core in sides:
+            a, b, t = f"hada_w{index}_a", f"hada_w{index}_b", f"hada_t{index}"
+            if core is None:
+                expect(f"{a} as a matrix", flat_shape(left), (out, right.shape[0]))
+                expect(f"{b} as a matrix", flat_shape(right), (right.shape[0], inner * taps))
+                expect_kernel(b, right, shape)
+            else:
+                if core.dim() != len(shape):
+                    raise BadAdapter(f"{t} is {tuple(core.shape)}, the weight is {tuple(shape)}")
+                expect(a, left.shape, (core.shape[0], out))
+                expect(b, right.shape, (core.shape[1], inner))
+                expect_kernel(t, core, shape)
+
+    def product(self, shape: Shape) -> Tensor:
+        if self.t1 is None or self.t2 is None:
+            return low_rank(self.w1_a, self.w1_b, shape) * low_rank(self.w2_a, self.w2_b, shape)
+        return tucker(self.t1, self.w1_a.t(), self.w1_b) * tucker(self.t2, self.w2_a.t(), self.w2_b)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        out, inner, taps = matrix_dims(shape)
+        if "t1" not in layout:
+            left, right = (out, rank), (rank, inner * taps)
+            return {"w1_a": left, "w1_b": right, "w2_a": left, "w2_b": right}
+        if len(shape) == 2:
+            raise BadAdapter("a Tucker core needs a convolution")
+        left, right, core = (rank, out), (rank, inner), (rank, rank, *shape[2:])
+        return {"w1_a": left, "w1_b": right, "w2_a": left, "w2_b": right, "t1": core, "t2": core}

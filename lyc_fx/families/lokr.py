@@ -1,0 +1,159 @@
+"""LoKr: Kronecker product of two factors, each full or decomposed (KronA, arXiv:2212.10650, as in LyCORIS)."""
+
+from dataclasses import dataclass
+from itertools import product as combinations
+from math import isqrt
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Additive, Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.tensors import kronecker, low_rank, tucker
+
+_LEFT = (frozenset({"w1"}), frozenset({"w1_a", "w1_b"}))
+_RIGHT = (frozenset({"w2"}), frozenset({"w2_a", "w2_b"}), frozenset({"w2_a", "w2_b", "t2"}))
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LoKr(Additive):
+    """`ΔW = s · w1 ⊗ w2`: `ΔW[l·k+k', m·n+n', κ] = s · w1[l,m] · w2[k',n',κ]`, out = l·k, in/groups = m·n.
+
+    w1 is full or `w1_a @ w1_b`; w2 is full, `w2_a @ w2_b`, or a Tucker product
+    `w2[k',n',κ] = Σ_pq t2[p,q,κ] · w2_a[p,k'] · w2_b[q,n']`.
+    s is 1 when both are full, whatever alpha says, and alpha/r otherwise.
+    """
+
+    name = "lokr"
+    suffixes = {
+        "w1": "lokr_w1",
+        "w1_a": "lokr_w1_a",
+        "w1_b": "lokr_w1_b",
+        "w2": "lokr_w2",
+        "w2_a": "lokr_w2_a",
+        "w2_b": "lokr_w2_b",
+        "t2": "lokr_t2",
+    }
+    layouts = tuple(left | right for left, right in combinations(_LEFT, _RIGHT))
+
+    w1: Tensor | None = None
+    """`(l, m)`"""
+    w1_a: Tensor | None = None
+    """`(l, r)`"""
+    w1_b: Tensor | None = None
+    """`(r, m)`"""
+    w2: Tensor | None = None
+    """`(k, n, *kernel)`"""
+    w2_a: Tensor | None = None
+    """`(k, r)`; with a core the other way round, `(r, k)`"""
+    w2_b: Tensor | None = None
+    """`(r, n · kernel)` or `(r, n, *kernel)`; with a core `(r, n)`"""
+    t2: Tensor | None = None
+    """`(r, r, *kernel)`: first the rank on the side of the output"""
+
+    @property
+    def rank(self) -> int | None:
+        inner = self.w1_b if self.w1_b is not None else self.w2_b
+        return None if inner is None else inner.shape[0]
+
+    @property
+    def uses_alpha(self) -> bool:
+        return self.rank is not None
+
+    @property
+    def variant(self) -> str:
+        left = "full w1" if self.w1 is not None else "low-rank w1"
+        right = "full w2" if self.w2 is not None else "low-rank w2" if self.t2 is None else "tucker w2"
+        return f"{left}, {right}"
+
+    def _left_shape(self) -> tuple[int, int]:
+        """`(l, m)`"""
+        if self.w1 is not None:
+            return flat_shape(self.w1)
+        assert self.w1_a is not None and self.w1_b is not None
+        expect("lokr_w1_b", self.w1_b.shape[:1], self.w1_a.shape[1:2])
+        return self.w1_a.shape[0], self.w1_b.shape[1]
+
+    def _right_rows(self) -> int:
+        """k"""
+        if self.w2 is not None:
+            return self.w2.shape[0]
+        assert self.w2_a is not None
+        return self.w2_a.shape[0 if self.t2 is None else 1]
+
+    def fit(self, shape: Shape) -> None:
+        out, inner, taps = matrix_dims(shape)
+        for name, factor in self.factors().items():
+            if factor.dim() < 2:
+                raise BadAdapter(f"{self.suffixes[name]} is {tuple(factor.shape)}, not a matrix")
+        (left, m), k = self._left_shape(), self._right_rows()
+        if left * k != out or inner % m:
+            raise BadAdapter(f"factors of {left}·{k} rows and {m}·n columns do not make a weight of {tuple(shape)}")
+        n = inner // m
+        if self.w2 is not None:
+            expect("lokr_w2 as a matrix", flat_shape(self.w2), (k, n * taps))
+            expect_kernel("lokr_w2", self.w2, shape)
+            return
+        assert self.w2_a is not None and self.w2_b is not None
+        if self.t2 is None:
+            expect("lokr_w2_a as a matrix", flat_shape(self.w2_a), (k, self.w2_b.shape[0]))
+            expect("lokr_w2_b as a matrix", flat_shape(self.w2_b), (self.w2_b.shape[0], n * taps))
+            expect_kernel("lokr_w2_b", self.w2_b, shape)
+        else:
+            if self.t2.dim() != len(shape):
+                raise BadAdapter(f"lokr_t2 is {tuple(self.t2.shape)}, the weight is {tuple(shape)}")
+            expect("lokr_w2_a", self.w2_a.shape, (self.t2.shape[0], k))
+            expect("lokr_w2_b", self.w2_b.shape, (self.t2.shape[1], n))
+            expect_kernel("lokr_t2", self.t2, shape)
+
+    def product(self, shape: Shape) -> Tensor:
+        left = self._left()
+        block = (self._right_rows(), shape[1] // left.shape[1], *shape[2:])
+        return kronecker(left, self._right(block))
+
+    def _left(self) -> Tensor:
+        if self.w1 is not None:
+            return self.w1 if self.w1.dim() == 2 else self.w1.flatten(1)
+        assert self.w1_a is not None and self.w1_b is not None
+        return self.w1_a @ self.w1_b
+
+    def _right(self, block: Shape) -> Tensor:
+        if self.w2 is not None:
+            return self.w2 if tuple(self.w2.shape) == tuple(block) else self.w2.reshape(list(block))
+        assert self.w2_a is not None and self.w2_b is not None
+        if self.t2 is None:
+            return low_rank(self.w2_a, self.w2_b, block)
+        return tucker(self.t2, self.w2_a.t(), self.w2_b)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        out, inner, *kernel = shape
+        (left, k), (m, n) = factorization(out), factorization(inner)
+        taps = matrix_dims(shape)[2]
+        shapes: dict[str, tuple[int, ...]] = {
+            "w1": (left, m),
+            "w1_a": (left, rank),
+            "w1_b": (rank, m),
+            "w2": (k, n, *kernel),
+            "w2_a": (k, rank),
+            "w2_b": (rank, n * taps),
+        }
+        if "t2" in layout:
+            if not kernel:
+                raise BadAdapter("a Tucker core needs a convolution")
+            shapes |= {"w2_a": (rank, k), "w2_b": (rank, n), "t2": (rank, rank, *kernel)}
+        return {name: shapes[name] for name in cls.suffixes if name in layout}
+
+
+def factorization(size: int, factor: int = -1) -> tuple[int, int]:
+    """`size = m · n`, m ≤ n, as LyCORIS chooses it for a *new* adapter; one that exists is read by its shapes.
+
+    A factor that divides is taken as it is, also above √size; else m is the greatest divisor up to it and √size.
+    """
+    if factor > 0 and size % factor == 0:
+        low, high = sorted((factor, size // factor))
+        return low, high
+    bound = isqrt(size) if factor < 0 else max(1, min(factor, isqrt(size)))
+    m = next(d for d in range(bound, 0, -1) if size % d == 0)
+    return m, size // m

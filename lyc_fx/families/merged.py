@@ -1,0 +1,39 @@
+"""The one formula that every road uses: a weight, the adapters of that weight, and their strengths."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lyc_fx.families.adapter import Adapter, Strength
+
+
+def compute_dtype(weight: torch.dtype) -> torch.dtype:
+    """The dtype in which a weight's adapters are summed: float32, or the weight's own if it is wider."""
+    return torch.promote_types(weight, torch.float32)
+
+
+def merged(
+    weight: Tensor,
+    stack: Sequence[tuple[Adapter, Strength]],
+    *,
+    transposed: bool = False,
+    compute: torch.dtype | None = None,
+) -> Tensor:
+    """`round(W + Σ change_i(W, strength_i))`: every change relative to the base, one rounding at the end.
+
+    `transposed` is for weights that are stored `(in, out)`, as in Conv1D of GPT-2. `compute` (default
+    `compute_dtype`) is the dtype of factors, sum and scale. The result has the weight's shape and dtype.
+    """
+    dtype = compute or compute_dtype(weight.dtype)
+    base = weight if weight.dtype == dtype else weight.to(dtype)
+    base = base.t() if transposed else base
+    ready = [(adapter.to(dtype), strength) for adapter, strength in stack]
+    if len(ready) == 1:
+        total = ready[0][0].apply(base, ready[0][1])
+    else:
+        total = base
+        for adapter, strength in ready:
+            total = total + adapter.change(base, strength)
+    total = total.t() if transposed else total
+    return total if weight.dtype == dtype else total.to(weight.dtype)

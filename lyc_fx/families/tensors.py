@@ -1,0 +1,38 @@
+"""Products that several families share, written in the few operators that the passes know by name."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def matrix(factor: Tensor) -> Tensor:
+    """`(a, b, *K)` → `(a, b·K)`; a matrix stays itself, without a no-op node in a traced graph."""
+    return factor if factor.dim() == 2 else factor.flatten(1)
+
+
+def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """`tensor.reshape(shape)`, without a no-op node in a traced graph."""
+    return tensor if tuple(tensor.shape) == tuple(shape) else tensor.reshape(list(shape))
+
+
+def low_rank(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+    """`left (O, r) @ right (r, I·K)`, in the shape `(O, I, *K)` of the weight."""
+    return shaped(matrix(left) @ matrix(right), shape)
+
+
+def tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Tucker-2 product `T[o,i,κ] = Σ_pq core[p,q,κ] · left[o,p] · right[q,i]`.
+
+    core `(p, q, *K)`, left `(O, p)`, right `(q, I)`; result `(O, I, *K)`.
+    """
+    taps = matrix(core)
+    inner = (left @ taps).reshape([left.shape[0], core.shape[1], -1])  # (O, q, κ)
+    outer = right.t() @ inner  # (O, I, κ)
+    return outer.reshape([left.shape[0], right.shape[1], *core.shape[2:]])
+
+
+def kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """`K[l·k+k', m·n+n', κ] = left[l,m] · right[k',n',κ]`: left `(l, m)`, right `(k, n, *K)`."""
+    for _ in range(right.dim() - 2):
+        left = left.unsqueeze(-1)
+    return left.kron(right)

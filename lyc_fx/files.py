@@ -1,0 +1,97 @@
+"""Writing files so that nothing is ever lost: beside the target, synced, then renamed."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadFile
+
+_SAFETENSORS = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises BadFile where `path` is a directory or one of the inputs, and for a disk that is full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise BadFile(f"{target}: is a directory; name the output file")
+    for source in inputs:
+        if target.exists() and Path(source).exists() and os.path.samefile(target, source):
+            raise BadFile(f"{target}: is an input as well as the output; name another output")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        _sync(part)
+        part.chmod(0o666 & ~_umask())
+        part.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadFile(f"{target}: {error.strerror}; nothing was written") from error
+        raise BadFile(f"{target}: cannot be written: {error.strerror or error}; nothing was written") from error
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+
+
+def write_safetensors(
+    file: BinaryIO,
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file one tensor at a time; `tensors` come in the order of `layout`.
+
+    Format: 8 bytes of header length, a JSON header padded to 8 bytes, the tensors' bytes one after another
+    (https://github.com/huggingface/safetensors).
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, (dtype, shape) in layout.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [position, position + size],
+        }  # fmt: skip
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (name, tensor), (expected, (dtype, shape)) in zip(tensors, layout.items(), strict=True):
+        assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, dtype, tuple(shape))
+        if tensor.numel():
+            file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,40 @@
+"""Running passes: on a copy, verified after each one, with a record of how often each fired."""
+
+from importlib import import_module
+from typing import Any
+
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.errors import LycFxError
+from lyc_fx.program import Step, cloned, facts, remember
+from lyc_fx.verify import Snapshot, verify
+
+
+def find(name: str, **options: Any) -> PassBase:
+    """The pass of this name: class `Name` of the file `passes/name.py`, made with these options."""
+    try:
+        module = import_module(f"lyc_fx.passes.{name}")
+    except ModuleNotFoundError as error:
+        raise LycFxError(f"there is no pass {name}") from error
+    made = getattr(module, name.title().replace("_", ""))(**options)
+    assert isinstance(made, PassBase)
+    return made
+
+
+def run(gm: GraphModule, *passes: PassBase) -> GraphModule:
+    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it."""
+    gm = cloned(gm)
+    for each in passes:
+        before = Snapshot.of(gm)
+        result = each(gm)
+        assert result is not None
+        verify(gm, before, type(each).__name__)
+        gm.recompile()
+    return gm
+
+
+def done(gm: GraphModule, name: str, fired: int, misses: tuple[str, ...] = ()) -> PassResult:
+    """What a pass returns: its result, with a step added to the program's history."""
+    remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses)))
+    return PassResult(gm, bool(fired))

@@ -1,0 +1,197 @@
+"""Helpers over a captured program: a plain `torch.fx.GraphModule` whose weights are `get_attr` nodes.
+
+`node.meta["val"]` holds fake tensors; what lyc-fx itself knows of a program lies in `gm.meta["lyc_fx"]`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+
+from lyc_fx.errors import InvalidGraph
+from lyc_fx.report import Report
+
+BANK = "lyc_fx"
+"""The submodule that holds spliced factors and strengths."""
+_META = "lyc_fx"
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """What one pass did."""
+
+    name: str
+    fired: int
+    misses: tuple[str, ...] = ()
+    """Why rules that were tried did not match"""
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name}: fired {self.fired} times", *(f"  not: {miss}" for miss in self.misses)])
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What lyc-fx remembers of a captured program."""
+
+    keys: tuple[str, ...] = ()
+    """The model's own state-dict keys"""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of tensors, whose module is registered twice, to the name that the graph uses"""
+    report: Report | None = None
+    """Of the last splice"""
+    steps: tuple[Step, ...] = ()
+    """The passes that have run, oldest first"""
+
+
+def facts(gm: GraphModule) -> Facts:
+    """What lyc-fx remembers of this program."""
+    found = gm.meta.get(_META, Facts())
+    assert isinstance(found, Facts)
+    return found
+
+
+def remember(gm: GraphModule, **changes: Any) -> None:
+    """Replace some of the program's facts."""
+    gm.meta[_META] = replace(facts(gm), **changes)
+
+
+def history(gm: GraphModule) -> tuple[Step, ...]:
+    """The passes that have run on this program, with how often each fired and why rules did not match."""
+    return facts(gm).steps
+
+
+def fake_mode(gm: GraphModule) -> FakeTensorMode:
+    """The mode of the program's fake tensors. Raises InvalidGraph for a program without them."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    raise InvalidGraph('the graph has no node.meta["val"]: bring it through lyc_fx.capture first')
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have, aliases included."""
+    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    found.update(module.named_buffers(remove_duplicate=False))
+    return found
+
+
+def aliases(module: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter or buffer, by the tensor's identity."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors(module).items():
+        names[id(tensor)].append(name)
+    return names
+
+
+def module_aliases(model: nn.Module) -> dict[str, str]:
+    """Further names of the tensors of modules that are registered more than once, to the first such name."""
+    first: dict[tuple[int, str], str] = {}
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf in (*module._parameters, *module._buffers):
+            name = f"{path}.{leaf}" if path else leaf
+            if first.setdefault((id(module), leaf), name) != name:
+                found[name] = first[id(module), leaf]
+    return found
+
+
+def get_tensor(module: nn.Module, name: str) -> Tensor:
+    """The parameter, buffer or constant of this name."""
+    path, _, leaf = name.rpartition(".")
+    found = getattr(module.get_submodule(path), leaf)
+    if not isinstance(found, Tensor):
+        raise InvalidGraph(f"{name} is a {type(found).__name__}, not a tensor")
+    return found
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor, *, persistent: bool | None = None) -> None:
+    """Put a tensor under a name: a parameter as one, anything else as a buffer, making modules on the way.
+
+    `persistent` None keeps what the buffer was, and makes a plain constant (no state-dict key) of a new one.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = module
+    for part in path.split(".") if path else ():
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    if isinstance(tensor, nn.Parameter):
+        if leaf in owner._buffers or leaf not in owner._parameters:
+            owner.__dict__.pop(leaf, None)
+            owner._buffers.pop(leaf, None)
+        owner.register_parameter(leaf, tensor)
+        return
+    if persistent is None and leaf not in owner._buffers:
+        owner.__dict__.pop(leaf, None)
+        owner._parameters.pop(leaf, None)
+        setattr(owner, leaf, tensor)
+        return
+    keep = leaf not in owner._non_persistent_buffers_set if persistent is None else persistent
+    owner._parameters.pop(leaf, None)
+    owner.__dict__.pop(leaf, None)
+    owner.register_buffer(leaf, tensor, persistent=keep)
+
+
+def non_persistent(module: nn.Module) -> set[str]:
+    """Names of the buffers that the state dict leaves out."""
+    return {
+        f"{path}.{leaf}" if path else leaf
+        for path, owner in module.named_modules(remove_duplicate=False)
+        for leaf in owner._non_persistent_buffers_set
+    }
+
+
+def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = None) -> GraphModule:
+    """A new GraphModule for `graph`, which shares every tensor of `source`, also those that the graph does
+    not read (so that the state dict keeps its keys), and its input guards."""
+    gm = GraphModule(source, graph)
+    skipped = non_persistent(source)
+    for name, tensor in tensors(source).items():
+        set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
+    for hook in source._forward_pre_hooks.values():
+        gm.register_forward_pre_hook(hook, with_kwargs=True)
+    gm.meta = dict(meta if meta is not None else getattr(source, "meta", {}))
+    gm.training = source.training
+    return gm
+
+
+def cloned(gm: GraphModule) -> GraphModule:
+    """A copy whose graph may be changed; it shares the tensors."""
+    graph = Graph(tracer_cls=gm.graph._tracer_cls)
+    output = graph.graph_copy(gm.graph, val_map={}, return_output_node=True)
+    assert isinstance(output, tuple)
+    value, node = output
+    graph.output(value, type_expr=getattr(node, "type", None)).meta.update(node.meta)
+    graph._codegen = gm.graph._codegen
+    return rebuilt(gm, graph)
+
+
+def weights(gm: GraphModule) -> Iterator[Node]:
+    """The `get_attr` nodes that read a tensor."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if isinstance(node.meta.get("val"), Tensor):
+            yield node
+
+
+def owner(node: Node) -> tuple[str, str]:
+    """Path and class of the module whose call made this node; empty where capture did not record it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "", ""
+    path, kind = list(stack.values())[-1]
+    return path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def fake(gm: GraphModule, tensor: Tensor) -> Tensor:
+    """A fake stand-in of static shape in the program's fake mode."""
+    result = fake_mode(gm).from_tensor(tensor, static_shapes=True)
+    assert isinstance(result, torch.Tensor)
+    return result

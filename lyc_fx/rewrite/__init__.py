@@ -1,0 +1,10 @@
+"""Patterns, rules and the driver that applies them to a graph."""
+
+from lyc_fx.rewrite.driver import Fired, Rule, rewrite
+from lyc_fx.rewrite.emit import EMITTED, Emit, erase_unused
+from lyc_fx.rewrite.pattern import Bindings, Either, Miss, Op, Pattern, Var, arguments
+
+__all__ = [
+    "EMITTED", "Bindings", "Either", "Emit", "Fired", "Miss", "Op", "Pattern", "Rule", "Var",
+    "arguments", "erase_unused", "rewrite",
+]  # fmt: skip

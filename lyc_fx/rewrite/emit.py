@@ -1,0 +1,68 @@
+"""Inserting nodes that look as if capture had made them: same dialect, own fake value, owner of the layer."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from lyc_fx.program import fake, fake_mode, set_tensor
+from lyc_fx.verify import propagated
+
+_KEPT = ("nn_module_stack", "custom")
+EMITTED = "lyc_fx"
+"""Marks, in `node.meta`, the nodes that capture did not make."""
+
+
+@final
+class Emit:
+    """Emits nodes into a graph before `at`, with the provenance of the layer `like`."""
+
+    def __init__(self, gm: GraphModule, *, at: Node, like: Node) -> None:
+        self._gm = gm
+        self._mode = fake_mode(gm)
+        self._at = at
+        self._provenance = {key: like.meta[key] for key in _KEPT if key in like.meta} | {EMITTED: True}
+
+    def __call__(self, target: Any, *args: Any) -> Node:
+        """A call of an operator on nodes and constants; its fake value is what the operator gives."""
+        with self._gm.graph.inserting_before(self._at):
+            node = self._gm.graph.call_function(target, args)
+        values = map_arg(args, lambda n: n.meta["val"])
+        node.meta |= self._provenance | {"val": propagated(self._mode, target, values, {})}
+        return node
+
+    def tensor(self, name: str, tensor: Tensor) -> Node:
+        """A node that reads a new parameter or buffer, which is stored under `name`."""
+        set_tensor(self._gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else True)
+        with self._gm.graph.inserting_before(self._at):
+            node = self._gm.graph.get_attr(name)
+        node.meta |= self._provenance | {"val": fake(self._gm, tensor)}
+        return node
+
+    def inline(self, graph: Graph, inputs: Mapping[str, Node]) -> Node:
+        """A copy of a traced formula of one result, its placeholders replaced by name."""
+        values: dict[Node, Any] = {p: inputs[str(p.target)] for p in graph.find_nodes(op="placeholder")}
+        with self._gm.graph.inserting_before(self._at):
+            result = self._gm.graph.graph_copy(graph, val_map=values)
+        for old, new in values.items():
+            if old.op != "placeholder":
+                new.meta = {"val": old.meta["val"]} | self._provenance
+        assert isinstance(result, Node)
+        return result
+
+
+def erase_unused(gm: GraphModule, nodes: list[Node]) -> None:
+    """Erase those of the nodes (and, through them, their inputs) that nobody reads; leave all others alone."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node.users or node.op in ("output", "placeholder") or node._erased:
+            continue
+        if node.op == "call_function" and node.target is not operator.getitem and node.is_impure():
+            continue
+        inputs = list(node.all_input_nodes)
+        gm.graph.erase_node(node)
+        pending += [source for source in inputs if source.op != "placeholder"]

@@ -1,0 +1,119 @@
+"""What must hold after every pass; `Snapshot` remembers what was there before it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from lyc_fx.errors import InvalidGraph
+from lyc_fx.program import fake_mode, get_tensor
+from lyc_fx.show import around
+from lyc_fx.symbolic import difference, symbol_names
+
+
+@final
+@dataclass(frozen=True)
+class Snapshot:
+    """A graph before a pass: what each node read, and what it gave."""
+
+    inputs: dict[Node, tuple[Node, ...]]
+    calls: dict[Node, tuple[Any, ...]]
+    values: dict[Node, Any]
+
+    @classmethod
+    def of(cls, gm: GraphModule) -> Self:
+        nodes = list(gm.graph.nodes)
+        return cls(
+            {node: _flat_inputs(node) for node in nodes},
+            {node: (node.target, node.args, node.kwargs) for node in nodes},
+            {node: node.meta.get("val") for node in nodes},
+        )
+
+
+def verify(gm: GraphModule, before: Snapshot, name: str) -> None:
+    """Raise InvalidGraph, with the graph around the culprit and the pass's name, unless
+
+    - the graph is well-formed (`Graph.lint`);
+    - each stored weight has the shape and dtype that its node declares;
+    - fake-tensor propagation through every new or changed node gives what that node declares;
+    - wherever a node now reads another node than before, the two have the same dtype and provably the same
+      shape. So every layer that was touched keeps its shape, and by induction every output does.
+    """
+    try:
+        gm.graph.lint()
+    except RuntimeError as error:
+        raise InvalidGraph(f"after pass {name}: {error}") from error
+    mode = fake_mode(gm)
+    for node in gm.graph.nodes:
+        fault = _fault(gm, node, before, mode)
+        if fault is not None:
+            sizes = ", ".join(f"{symbol} is {where}" for symbol, where in symbol_names(gm).items() if symbol in fault)
+            raise InvalidGraph(
+                f"after pass {name}, at {node.name}: {fault}{f' ({sizes})' if sizes else ''}\n{around(gm, node)}"
+            )
+
+
+def _fault(gm: GraphModule, node: Node, before: Snapshot, mode: FakeTensorMode) -> str | None:
+    value = node.meta.get("val")
+    if node.op == "get_attr" and isinstance(value, Tensor):
+        return _differ(value, get_tensor(gm, str(node.target)), "the stored tensor")
+    if node in before.calls:
+        for old, new in zip(before.inputs[node], _flat_inputs(node), strict=False):
+            if old is not new:
+                fault = _differ(before.values[old], new.meta.get("val"), f"{new.name}, which replaces {old.name},")
+                if fault is not None:
+                    return fault
+        if before.calls[node] == (node.target, node.args, node.kwargs):
+            return None
+    return _propagate(node, value, mode) if node.op == "call_function" else None
+
+
+def _propagate(node: Node, declared: Any, mode: FakeTensorMode) -> str | None:
+    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(declared, Tensor):
+        return None
+    args = map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = map_arg(node.kwargs, lambda n: n.meta["val"])
+    try:
+        value = propagated(mode, node.target, args, kwargs)
+    except Exception as error:  # whatever an operator's shape rule raises is a fault of the pass
+        return f"{node.target} refuses its arguments: {error}"
+    return _differ(declared, value, "what the operator gives")
+
+
+def propagated(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
+    """The fake result of an operator. (The dispatcher context keeps symbols symbolic on torch 2.11 and 2.12.)"""
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        return target(*args, **kwargs)
+
+
+def _differ(old: Any, new: Any, what: str) -> str | None:
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return None
+    if old.dtype != new.dtype:
+        return f"{what} has dtype {new.dtype}, not {old.dtype}"
+    gap = difference(tuple(old.shape), tuple(new.shape))
+    return None if gap is None else f"{what} has another shape: {gap}"
+
+
+def _flat_inputs(node: Node) -> tuple[Node, ...]:
+    """The nodes that a node reads, one for each place where it reads one."""
+    return tuple(_leaves((node.args, node.kwargs)))
+
+
+def _leaves(argument: Any) -> Iterator[Node]:
+    if isinstance(argument, Node):
+        yield argument
+    elif isinstance(argument, dict):
+        for value in argument.values():
+            yield from _leaves(value)
+    elif isinstance(argument, slice):
+        yield from _leaves((argument.start, argument.stop, argument.step))
+    elif isinstance(argument, Sequence) and not isinstance(argument, str):
+        for value in argument:
+            yield from _leaves(value)

@@ -1,0 +1,99 @@
+"""canonicalize: remove what means nothing, so that the other rules see one form.
+
+`x·1 → x`, `x.to(its own dtype) → x`, no-op reshapes → x, `xᵀᵀ → x`, a widening cast that is narrowed back → x,
+reshape of a reshape → one reshape, and casts outside of reshapes and transposes. Exists so that the rules of
+other passes fire. Sums of several adapters get one order: those that only weight space can hold come first, so
+that the others can be peeled off. It touches only nodes that lyc-fx inserted, never the model's own.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.pipeline import done
+from lyc_fx.rewrite import EMITTED, Bindings, Emit, Miss, Op, Rule, Var, rewrite
+from lyc_fx.symbolic import difference
+
+aten = torch.ops.aten
+_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
+
+
+@final
+@dataclass(frozen=True)
+class Canonicalize(PassBase):
+    """No options."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        fired = rewrite(gm, RULES, wanted=lambda node: bool(node.meta.get(EMITTED)))
+        return done(gm, "canonicalize", fired.count)
+
+
+def _shape(node: Node) -> tuple[Any, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def _dtype(node: Node) -> torch.dtype:
+    dtype = node.meta["val"].dtype
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _same_shape(emit: Emit, m: Bindings) -> Node | Miss:
+    return m["x"] if difference(_shape(m["x"]), _shape(m["node"])) is None else Miss("the shape changes", 1)
+
+
+def _reshape_again(emit: Emit, m: Bindings) -> Node:
+    return emit(aten.reshape.default, m["x"], list(_shape(m["node"])))
+
+
+def _cast_outside(emit: Emit, m: Bindings) -> Node:
+    moved = emit(m["node"].target, m["x"], *m["node"].args[1:])
+    return emit(aten.to.dtype, moved, m["dtype"])
+
+
+def _widened(emit: Emit, m: Bindings) -> Node | Miss:
+    x, wide, dtype = m["x"], m["wide"], m["dtype"]
+    if not (wide.is_floating_point and dtype.is_floating_point and _dtype(x).is_floating_point):
+        return Miss("not between floating-point types", 1)
+    if torch.promote_types(_dtype(x), wide) != wide:
+        return Miss("the inner cast loses digits", 1)
+    return x if dtype == _dtype(x) else emit(aten.to.dtype, x, dtype)
+
+
+def _swap(emit: Emit, m: Bindings) -> Node | Miss:
+    if not (_dense(m["last"]) and not _dense(m["x"])):
+        return Miss("in order", 1)
+    return emit(aten.add.Tensor, emit(aten.add.Tensor, m["rest"], m["last"]), m["x"])
+
+
+def _dense(term: Node) -> bool:
+    """Whether a term is a scaled product of two full tensors, which has no form but the dense one."""
+    factor = term.args[0] if term.target is aten.mul.Tensor else None
+    return isinstance(factor, Node) and factor.target is aten.mul.Tensor
+
+
+X = Var("x", lambda value: None if isinstance(value, Node) else "not a node")
+ONE = Var("one", lambda value: None if isinstance(value, (int, float)) and value == 1 else "not 1")
+_CAST = Op(aten.to.dtype, X, Var("dtype"))
+
+RULES = (
+    Rule(
+        "x·1",
+        Op((aten.mul.Tensor, aten.mul.Scalar), X, ONE, name="node"),
+        lambda emit, m: m["x"] if _dtype(m["x"]) == _dtype(m["node"]) else Miss("the dtype changes", 1),
+    ),
+    Rule(
+        "cast to own dtype",
+        Op(aten.to.dtype, X, Var("dtype")),
+        lambda emit, m: m["x"] if _dtype(m["x"]) == m["dtype"] else Miss("the dtype changes", 1),
+    ),
+    Rule("no-op reshape", Op(_RESHAPES, X, name="node"), _same_shape),
+    Rule("transpose of transpose", Op(aten.t.default, Op(aten.t.default, X)), lambda emit, m: m["x"]),
+    Rule("reshape of reshape", Op(_RESHAPES, Op(_RESHAPES, X), name="node"), _reshape_again),
+    Rule("cast outside", Op((*_RESHAPES, aten.t.default), _CAST, name="node"), _cast_outside),
+    Rule("order of a sum", Op(aten.add.Tensor, Op(aten.add.Tensor, Var("rest"), X), Var("last", X.where)), _swap),
+    Rule("widened", Op(aten.to.dtype, Op(aten.to.dtype, X, Var("wide")), Var("dtype")), _widened),
+)

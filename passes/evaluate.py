@@ -1,0 +1,76 @@
+"""evaluate: the exact evaluation graph of a program that was captured in training mode.
+
+Dropout and batch norm stop training, attention loses its dropout, and batch counters stand still. The other way
+round is impossible: an evaluation graph does not know its dropout probabilities any more. A model's own
+`if self.training:` is fixed at capture.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.pipeline import done
+from lyc_fx.rewrite import arguments
+
+aten = torch.ops.aten
+
+_TRAINING: dict[Any, str] = {
+    op: name
+    for packet in ("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_",
+                   "feature_alpha_dropout", "feature_alpha_dropout_")
+    for op, name in ((getattr(aten, packet).default, "train"),)
+} | {aten.batch_norm.default: "training", aten.rrelu.default: "training"}  # fmt: skip
+_INSTANCE_NORM = aten.instance_norm.default
+_ATTENTION = aten.scaled_dot_product_attention.default
+
+
+@final
+@dataclass(frozen=True)
+class Evaluate(PassBase):
+    """No options."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        fired = sum(_evaluated(gm, node) for node in list(gm.graph.nodes))
+        for module in gm.modules():
+            module.training = False
+        return done(gm, "evaluate", fired)
+
+
+def _evaluated(gm: GraphModule, node: Node) -> bool:
+    if node.op != "call_function":
+        return False
+    if node.target in _TRAINING:
+        return _set(node, _TRAINING[node.target], False)
+    if node.target is _ATTENTION:
+        return _set(node, "dropout_p", 0.0)
+    if node.target is _INSTANCE_NORM and node.args[3] is not None:
+        return _set(node, "use_input_stats", False)
+    if node.target is aten.add_.Tensor and _counts_batches(node):
+        node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]  # a get_attr node
+        gm.graph.erase_node(node)
+        return True
+    return False
+
+
+def _counts_batches(node: Node) -> bool:
+    counter = node.args[0]
+    if not isinstance(counter, Node) or counter.op != "get_attr":
+        return False
+    return str(counter.target).rpartition(".")[2] == "num_batches_tracked"
+
+
+def _set(node: Node, name: str, value: Any) -> bool:
+    """Give an argument a value; whether it had another one."""
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]  # an OpOverload
+    filled = list(arguments(node))
+    position = names.index(name)
+    if filled[position] == value:
+        return False
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)
+    return True

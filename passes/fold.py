@@ -1,0 +1,170 @@
+"""fold: evaluate every cone that depends on constants only and on an adapter, and store it as the base weight.
+
+The result goes back under the base weight's own name; then the cone and its factors are dropped. A model's own
+constant tables are left alone. So a folded program has exactly the base's state-dict keys, shapes, dtypes and
+operators. A weight that the model computes (weight norm) is stored as parameters that compute to the result.
+
+A tied tensor is written for the uses that were adapted: names without a use in the graph follow, a name with an
+unadapted use of its own keeps the old tensor (it is untied, and the report says so).
+"""
+
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.errors import InvalidGraph
+from lyc_fx.layers import COMPUTED
+from lyc_fx.pipeline import done
+from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
+from lyc_fx.rewrite import erase_unused
+
+
+@final
+@dataclass(frozen=True)
+class Fold(PassBase):
+    """No options."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        constant = _constants(gm)
+        roots = [n for n in gm.graph.nodes if n in constant and _adapted(n) and not constant.issuperset(n.users)]
+        names = aliases(gm)
+        bases = {root: _base(root) for root in roots}
+        for root, base in bases.items():
+            value = _evaluate(gm, root)
+            stores = _stores(base, value)
+            base.meta = dict(base.meta)
+            root.replace_all_uses_with(base, propagate_meta=False)
+            erase_unused(gm, [root])
+            for node, tensor in stores.items():
+                _store(gm, node, tensor, names)
+        left = _drop_unread(gm)
+        if left:
+            raise InvalidGraph(
+                f"{len(left)} factors cannot be folded, the first is {left[0]}: fold what lyc_fx.splice returned "
+                "(lower moves adapters to the activations, where they are no constants)"
+            )
+        return done(gm, "fold", len(roots))
+
+
+def _constants(gm: GraphModule) -> set[Node]:
+    """The nodes whose value no input and no random number reaches, and that nothing overwrites."""
+    written = {a for n in gm.graph.nodes if _writes(n) for a in n.all_input_nodes}
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        stored = node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
+        computed = node.op == "call_function" and _pure(node) and found.issuperset(node.all_input_nodes)
+        if (stored or computed) and node not in written:
+            found.add(node)
+    return found
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _pure(node: Node) -> bool:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return target is operator.getitem
+
+
+def _in_bank(node: Node) -> bool:
+    return node.op == "get_attr" and str(node.target).startswith(f"{BANK}.")
+
+
+def _cone(root: Node) -> list[Node]:
+    """All that a node is computed from, itself included, inputs before users."""
+    order: dict[Node, None] = {}
+    pending = [(root, False)]
+    while pending:
+        node, ready = pending.pop()
+        if ready:
+            order[node] = None
+        elif node not in order:
+            pending.append((node, True))
+            pending += [(source, False) for source in node.all_input_nodes]
+    return list(order)
+
+
+def _adapted(node: Node) -> bool:
+    return any(map(_in_bank, _cone(node)))
+
+
+def _base(root: Node) -> Node:
+    """The node that gave the weight before splice."""
+    cone = _cone(root)
+    computed = [n for n in cone if n.target in COMPUTED]
+    read = [n for n in cone if n.op == "get_attr" and not _in_bank(n)]
+    bases = computed or read
+    if len(bases) != 1 or bases[0].meta["val"].shape != root.meta["val"].shape:
+        raise InvalidGraph(
+            f"{root.name} is constant and reads an adapter, but is no adapted weight: it reads "
+            f"{', '.join(str(n.target) for n in bases) or 'no weight'}. Fold what lyc_fx.splice returned."
+        )
+    return bases[0]
+
+
+@torch.no_grad()
+def _evaluate(gm: GraphModule, root: Node) -> Tensor:
+    """The value of a cone, by the operators that the graph holds."""
+    values: dict[Node, Any] = {}
+    for node in _cone(root):
+        if node.op == "get_attr":
+            values[node] = get_tensor(gm, str(node.target))
+            if values[node].is_meta or isinstance(values[node], FakeTensor):
+                raise InvalidGraph(f"{node.target} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
+        else:
+            arguments, keywords = map_arg((node.args, node.kwargs), lambda n: values[n])
+            values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]  # a call_function
+    result = values[root]
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _stores(base: Node, value: Tensor) -> dict[Node, Tensor]:
+    """What to store where, so that `base` gives `value`."""
+    if base.op == "get_attr":
+        return {base: value}
+    direction, magnitude = base.args[0], base.args[1]
+    dim = base.args[2] if len(base.args) > 2 else 0
+    assert isinstance(direction, Node) and isinstance(magnitude, Node) and isinstance(dim, int)
+    return {direction: value, magnitude: torch.norm_except_dim(value, 2, dim)}
+
+
+def _store(gm: GraphModule, node: Node, value: Tensor, names: dict[int, list[str]]) -> None:
+    name = str(node.target)
+    old = get_tensor(gm, name)
+    value = value.detach().contiguous()
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    live = {str(n.target) for n in gm.graph.find_nodes(op="get_attr") if n.users}
+    kept = [alias for alias in names.get(id(old), ()) if alias != name and alias in live]
+    for alias in {name, *names.get(id(old), ())}.difference(kept):
+        set_tensor(gm, alias, new)
+    report = facts(gm).report
+    if kept and report is not None:
+        note = f"{name} was tied to {', '.join(kept)}, which other uses read: it is untied"
+        remember(gm, report=replace(report, notes=(*report.notes, note)))
+
+
+def _drop_unread(gm: GraphModule) -> list[str]:
+    """Remove the bank unless something reads it still; the names of what is still read."""
+    stored = [name for name in tensors(gm) if name.startswith(f"{BANK}.")]
+    erase_unused(gm, [n for n in gm.graph.nodes if _in_bank(n) or (n.meta.get(BANK) and not n.users)])
+    read = _read(gm)
+    left = [name for name in stored if name in read]
+    if stored and not left:
+        gm.delete_submodule(BANK)
+    return left
+
+
+def _read(gm: GraphModule) -> Collection[str]:
+    return {str(n.target) for n in gm.graph.find_nodes(op="get_attr")}
