@@ -46,7 +46,7 @@ def fold_checkpoint(
     stack = normalized(adapters, strength)
     with ExitStack() as resources:
         source = resources.enter_context(opened(base))
-        names = list(source.keys())
+        names = list(source.offset_keys())
         weights = {name: _described(source, name, tuple(transposed)) for name in names}
         binding = bind(stack, weights, strict=strict)
         inputs = [base, *(adapter.source for adapter, _ in stack)]

@@ -37,7 +37,7 @@ def merge(
     """Merge adapters into a model's parameters, in place: `W ← round(W + Σ change(W, strength))`.
 
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
-    dtype than float32). Everything is checked before anything is changed. A parameter that is tied to another
+    dtype than float64). Everything is checked before anything is changed. A parameter that is tied to another
     module's, which no adapter names, is untied, and the report says so.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, and Unsupported for weights

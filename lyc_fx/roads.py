@@ -23,14 +23,15 @@ def splice(gm: GraphModule, adapters: Stack, strength: float = 1.0, *, strict: b
 
 
 def lower(adapted: GraphModule, plan: Plan | None = None) -> GraphModule:
-    """Move adapters from weights to activations where the plan says so and an exact chain exists.
+    """Make an adapted program quick to run unfolded.
 
-    `plan=None` plans by itself (`Plan.default`). `lyc_fx.history(result)` says how often each pass fired, and
+    Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
+    stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`). `lyc_fx.history(result)` says how often each pass fired, and
     why rules did not.
     """
     chosen = (plan or Plan.default(adapted)).chains
     tidy = pipeline.find("canonicalize")
-    return pipeline.run(adapted, tidy, pipeline.find("distribute", sites=chosen), tidy)
+    return pipeline.run(adapted, tidy, pipeline.find("distribute", sites=chosen), pipeline.find("narrow"), tidy)
 
 
 def fold(adapted: GraphModule) -> GraphModule:

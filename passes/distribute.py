@@ -11,7 +11,7 @@ Each firing peels the outermost change off a weight, so several adapters become 
 form (a Hadamard product) stays in weight space. Chains run in the activations' dtype.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Any, final
@@ -28,6 +28,9 @@ from lyc_fx.rewrite import Bindings, Either, Emit, Miss, Op, Pattern, Rule, Var,
 aten = torch.ops.aten
 _PEELED = "lyc_fx_peeled"
 """Marks a layer that a firing left with what remains of its weight."""
+_DEEPEST = 99
+Chain = Callable[[Emit, LayerKind, Bindings, Node], Node | Miss]
+"""What a structure does to activations: from the layer's match and its input to `layer(x, Δ)`"""
 
 
 @final
@@ -72,9 +75,12 @@ def _linear(emit: Emit, kind: LayerKind, m: Bindings, x: Node) -> Node:
     return emit(aten.linear.default, narrow, _cast_to(emit, m["left"], dtype))
 
 
-def _kronecker(emit: Emit, kind: LayerKind, m: Bindings, x: Node) -> Node | Miss:
-    if kind.spatial:
-        return Miss("a Kronecker product on a convolution has no chain yet", 9)
+def _none(reason: str) -> Chain:
+    """A structure that stays in weight space, and why."""
+    return lambda emit, kind, m, x: Miss(reason, _DEEPEST)
+
+
+def _kronecker(emit: Emit, kind: LayerKind, m: Bindings, x: Node) -> Node:
     dtype = x.meta["val"].dtype
     left, right = (_cast_to(emit, m[side], dtype) for side in ("left", "right"))
     columns = [left.meta["val"].shape[1], right.meta["val"].shape[1]]
@@ -117,7 +123,7 @@ def _pointwise(emit: Emit, m: Bindings, x: Node, weight: Node) -> Node:
     return emit(plain, x, weight, None, [1] * spatial, [0] * spatial, [1] * spatial, arguments(m["layer"])[6])
 
 
-def _peel(chain: Any) -> Any:
+def _peel(chain: Chain) -> Callable[[Emit, Bindings], Node | Miss]:
     """`layer(x, round(rest + s·product), b)` → `layer(x, round(rest), b) + s·chain(x)`."""
 
     def replace(emit: Emit, m: Bindings) -> Node | Miss:
@@ -128,9 +134,9 @@ def _peel(chain: Any) -> Any:
         change = chain(emit, kind, m, x)
         if isinstance(change, Miss):
             return change
-        rest = _cast_to(emit, m["rest"], m["sum"].meta["val"].dtype if "cast" not in m else m["cast"])
+        rest = emit(aten.t.default, m["rest"]) if kind.transposed else m["rest"]
         args = list(layer.args)
-        args[kind.weight] = emit(aten.t.default, rest) if kind.transposed else rest
+        args[kind.weight] = _cast_to(emit, rest, m.get("cast", rest.meta["val"].dtype))
         base = emit(layer.target, *args)
         base.meta[_PEELED] = True
         return emit(aten.add.Tensor, base, emit(aten.mul.Tensor, change, m["scale"]))
@@ -138,26 +144,20 @@ def _peel(chain: Any) -> Any:
     return replace
 
 
-def _rule(name: str, kinds: list[LayerKind], product: Pattern, chain: Any) -> list[Rule]:
-    total = Op(aten.add.Tensor, Var("rest"), Op(aten.mul.Tensor, product, Var("scale", _scalar)), name="sum")
-    weight = Either(total, Op(aten.to.dtype, total, Var("cast")))
-    return [
-        Rule(
-            f"{name} on {kind.op}",
-            Op(kind.op, *_at(kind.weight, Op(aten.t.default, weight) if kind.transposed else weight), name="layer"),
-            _peel(chain),
-        )
-        for kind in kinds
-    ]
+def _rule(name: str, kinds: list[LayerKind], product: Pattern, chain: Chain) -> list[Rule]:
+    total = Op(aten.add.Tensor, Var("rest"), Op(aten.mul.Tensor, product, Var("scale", _scalar)))
 
+    def layer(kind: LayerKind) -> Op:
+        stored = Op(aten.t.default, total) if kind.transposed else total
+        weight = Either(stored, Op(aten.to.dtype, stored, Var("cast")))
+        return Op(kind.op, *(Var(f"argument {i}") for i in range(kind.weight)), weight, name="layer")
 
-def _at(position: int, pattern: Pattern) -> list[Pattern]:
-    return [*(Var(f"argument {i}") for i in range(position)), pattern]
+    return [Rule(f"{name} on {kind.op}", layer(kind), _peel(chain)) for kind in kinds]
 
 
 def _scalar(value: Any) -> str | None:
     fits = not isinstance(value, Node) or value.meta["val"].dim() == 0
-    return None if fits else "not a scalar: a product of two full tensors has no chain"
+    return None if fits else "not a scalar"
 
 
 _RESHAPE = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
@@ -175,7 +175,9 @@ _PRODUCT = Op(aten.matmul.default, Var("left", _matrix), Var("right", _matrix), 
 _FLAT = Op(aten.matmul.default, Var("left", _matrix), Var("right", _matrix))
 _KRON = Op(aten.kron.default, Var("left"), Var("right"), name="product")
 _INNER = _reshaped(Op(aten.matmul.default, Var("left", _matrix), Var("taps", _matrix)), name="inner")
-_TUCKER = _reshaped(Op(aten.matmul.default, Var("columns", _matrix), _INNER), name="product")
+_OUTER = (aten.matmul.default, Var("columns", _matrix), _INNER)
+_TUCKER = Either(_reshaped(Op(*_OUTER), name="product"), Op(*_OUTER, name="product"))
+_HADAMARD = Op(aten.mul.Tensor, Var("left"), Var("right"))
 
 _LINEARS = [kind for kind in KINDS.values() if not kind.spatial]
 _CONVS = [kind for kind in KINDS.values() if kind.spatial]
@@ -184,4 +186,6 @@ RULES = (
     *_rule("Kronecker", _LINEARS, _KRON, _kronecker),
     *_rule("low rank", _CONVS, _reshaped(_FLAT, "product"), _conv),
     *_rule("Tucker", _CONVS, _TUCKER, _tucker),
+    *_rule("Kronecker", _CONVS, _KRON, _none("a Kronecker product on a convolution has no chain yet")),
+    *_rule("Hadamard", [*_LINEARS, *_CONVS], _HADAMARD, _none("a product of two full tensors has no chain")),
 )

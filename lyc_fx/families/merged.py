@@ -8,9 +8,13 @@ from torch import Tensor
 from lyc_fx.families.adapter import Adapter, Strength
 
 
-def compute_dtype(weight: torch.dtype) -> torch.dtype:
-    """The dtype in which a weight's adapters are summed: float32, or the weight's own if it is wider."""
-    return torch.promote_types(weight, torch.float32)
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of factors, products and sums: float64, where the device has it.
+
+    float32 is not enough for a correctly rounded result: where W and its change cancel, the error of a float32
+    sum is several units of the small bfloat16 or float16 number that remains.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def merged(
@@ -23,9 +27,9 @@ def merged(
     """`round(W + Σ change_i(W, strength_i))`: every change relative to the base, one rounding at the end.
 
     `transposed` is for weights that are stored `(in, out)`, as in Conv1D of GPT-2. `compute` (default
-    `compute_dtype`) is the dtype of factors, sum and scale. The result has the weight's shape and dtype.
+    `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape and dtype.
     """
-    dtype = compute or compute_dtype(weight.dtype)
+    dtype = compute or compute_dtype(weight.device)
     base = weight if weight.dtype == dtype else weight.to(dtype)
     base = base.t() if transposed else base
     ready = [(adapter.to(dtype), strength) for adapter, strength in stack]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -29,7 +30,8 @@ class Emit:
     def __call__(self, target: Any, *args: Any) -> Node:
         """A call of an operator on nodes and constants; its fake value is what the operator gives."""
         with self._gm.graph.inserting_before(self._at):
-            node = self._gm.graph.call_function(target, args)
+            name = target._opname if isinstance(target, OpOverload) else None  # "linear", as capture names it
+            node = self._gm.graph.create_node("call_function", target, args, name=name)
         values = map_arg(args, lambda n: n.meta["val"])
         node.meta |= self._provenance | {"val": propagated(self._mode, target, values, {})}
         return node

@@ -1,0 +1,51 @@
+"""narrow: formulas that stay in weight space are computed in float32 rather than float64.
+
+Splice writes them in float64, for a fold that is correctly rounded. A program that rebuilds its weights at every
+call (a Hadamard product in training, say) wants speed. Weights that are float64 themselves are left alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.pipeline import done
+from lyc_fx.program import fake_mode
+from lyc_fx.rewrite import EMITTED
+from lyc_fx.verify import propagated
+
+aten = torch.ops.aten
+
+
+@final
+@dataclass(frozen=True)
+class Narrow(PassBase):
+    """No options."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        fired = 0
+        wide: set[Node] = set()
+        for node in reversed(gm.graph.nodes):
+            if _dtype(node) is torch.float64 and any(user in wide or not _inner(user) for user in node.users):
+                wide.add(node)
+            elif _inner(node) and node.target is aten.to.dtype and node.args[1] is torch.float64:
+                node.update_arg(1, torch.float32)
+                fired += 1
+        for node in gm.graph.nodes:
+            if fired and _inner(node) and node.op == "call_function":
+                args: Any = map_arg(node.args, lambda n: n.meta["val"])
+                node.meta["val"] = propagated(fake_mode(gm), node.target, args, {})
+        return done(gm, "narrow", fired)
+
+
+def _inner(node: Node) -> bool:
+    """A node that lyc-fx inserted: what it reads may become narrower, for it ends in a cast to the weight's dtype."""
+    return bool(node.meta.get(EMITTED))
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) and value.dim() else None

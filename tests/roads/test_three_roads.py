@@ -1,0 +1,102 @@
+"""Graph road, checkpoint road and live road against the closed formula: family × variant × layer kind × dtype."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from nets import CASES, VARIANTS, Case, one, random_for, variant_id
+from oracle import ORACLES, delta
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import lyc_fx
+from lyc_fx.families import FAMILIES
+
+STRENGTH = 0.7
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def test_every_family_has_an_oracle() -> None:
+    assert {family.name for family in FAMILIES} == set(ORACLES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=variant_id)
+def test_roads_agree_with_the_closed_formula(case: Case, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = case.net(dtype)
+    x = case.x(dtype)
+    program = lyc_fx.capture(model, (x,), dynamic_shapes={"x": case.dims})
+    save_file(model.state_dict(), tmp_path / "base.safetensors")
+    for seed, variant in enumerate(VARIANTS):
+        adapter = random_for(variant, case.logical, dtype=torch.float32 if seed % 2 else torch.bfloat16, seed=seed)
+        if adapter is None:
+            continue
+        adapters = one(adapter)
+        base = model.layer.weight.detach().double()
+        change = STRENGTH * delta(adapter, case.logical)
+        wanted = base + (change.t() if case.transposed else change)
+
+        live = copy.deepcopy(model)
+        lyc_fx.merge(live, adapters, STRENGTH)
+        adapted = lyc_fx.splice(program, adapters, STRENGTH)
+        folded = lyc_fx.fold(adapted)
+        assert [step.fired for step in lyc_fx.history(folded)] == [1, 1]
+        out = tmp_path / f"{seed}.safetensors"
+        transposed = ("layer.weight",) if case.transposed else ()
+        lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", adapters, out, STRENGTH, transposed=transposed)
+
+        weights = {
+            "live": live.state_dict(),
+            "graph": folded.state_dict(),
+            "checkpoint": load_file(out),
+        }
+        for road, state in weights.items():
+            assert sorted(state) == sorted(model.state_dict()), road
+            assert state["layer.weight"].dtype == dtype
+            check_rounding(state["layer.weight"], wanted)
+            if "layer.bias" in state:
+                assert torch.equal(state["layer.bias"], model.state_dict()["layer.bias"])
+        assert torch.equal(live.layer.weight, folded.get_parameter("layer.weight"))
+        assert torch.equal(live.layer.weight, weights["checkpoint"]["layer.weight"])
+        for inputs in (x, case.x(dtype, extra=2)):
+            assert torch.equal(folded(inputs), live(inputs))
+            assert torch.equal(adapted(inputs), live(inputs))
+            assert not torch.equal(folded(inputs), model(inputs))
+
+
+def check_rounding(weight: Tensor, wanted: Tensor) -> None:
+    """fp64 ≤ 1e-12, fp32 ≤ 1e-6; below, 99.9 % correctly rounded and none off by more than one unit."""
+    if weight.dtype in BOUND:
+        error = (weight.double() - wanted).norm() / wanted.norm()
+        assert error <= BOUND[weight.dtype], error
+        return
+    rounded = wanted.to(weight.dtype)
+    assert units_apart(weight, rounded).max() <= 1
+    wrong = int((weight != rounded).sum())
+    assert wrong <= max(1, 0.001 * weight.numel()), f"{wrong} of {weight.numel()} elements are not correctly rounded"
+
+
+def units_apart(a: Tensor, b: Tensor) -> Tensor:
+    """How many values of their 16-bit type lie between two tensors' elements."""
+
+    def ordered(t: Tensor) -> Tensor:
+        bits = t.contiguous().view(torch.int16).int()
+        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+    return (ordered(a) - ordered(b)).abs()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_low_precision_is_correctly_rounded_on_many_elements(variant, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    shape = (96, 60, 3, 3)
+    adapter = random_for(variant, shape, rank=8, alpha=3.0, dtype=torch.float32)
+    assert adapter is not None
+    model = torch.nn.Conv2d(60, 96, 3).to(dtype)
+    wanted = model.weight.detach().double() + STRENGTH * delta(adapter, shape)
+    lyc_fx.merge(model, one(adapter, "lycoris_"), STRENGTH)
+    rounded = wanted.to(dtype)
+    assert units_apart(model.weight.detach(), rounded).max() <= 1
+    assert (model.weight == rounded).double().mean() >= 0.999
