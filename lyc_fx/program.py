@@ -153,9 +153,12 @@ def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = No
     """A new GraphModule for `graph`, which shares every tensor of `source`, also those that the graph does
     not read (so that the state dict keeps its keys), and its input guards."""
     gm = GraphModule(source, graph)
-    skipped = non_persistent(source)
-    for name, tensor in tensors(source).items():
+    skipped, stored = non_persistent(source), tensors(source)
+    for name, tensor in stored.items():
         set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
+    for name, tensor in tensors(gm).items():
+        if name not in stored:  # a constant of the code: GraphModule makes a buffer of it, but no model has that key
+            set_tensor(gm, name, tensor, persistent=False)
     for hook in source._forward_pre_hooks.values():
         gm.register_forward_pre_hook(hook, with_kwargs=True)
     gm.meta = dict(meta if meta is not None else getattr(source, "meta", {}))

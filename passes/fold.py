@@ -4,8 +4,8 @@ The result goes back under the base weight's own name; then the cone and its fac
 constant tables are left alone. So a folded program has exactly the base's state-dict keys, shapes, dtypes and
 operators. A weight that the model computes (weight norm) is stored as parameters that compute to the result.
 
-A tied tensor is written for the uses that were adapted: names without a use in the graph follow, a name with an
-unadapted use of its own keeps the old tensor (it is untied, and the report says so).
+A tied tensor is written for the uses that were adapted. Where another of its names has an unadapted use, all other
+names keep the old tensor (it is untied, and the report says so); else they follow.
 """
 
 import operator
@@ -146,7 +146,9 @@ def _store(gm: GraphModule, node: Node, value: Tensor, names: dict[int, list[str
     value = value.detach().contiguous()
     new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
     live = {str(n.target) for n in gm.graph.find_nodes(op="get_attr") if n.users}
-    kept = [alias for alias in names.get(id(old), ()) if alias != name and alias in live]
+    same = facts(gm).aliases
+    others = [alias for alias in names.get(id(old), ()) if same.get(alias, alias) != name]
+    kept = others if live.intersection(others) else []
     for alias in {name, *names.get(id(old), ())}.difference(kept):
         set_tensor(gm, alias, new)
     report = facts(gm).report

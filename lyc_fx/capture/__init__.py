@@ -11,7 +11,14 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from lyc_fx.capture.dynamic import DynamicShapes, SpecializedDimension, arguments, export_shapes, warn_of_specialized
+from lyc_fx.capture.dynamic import (
+    DynamicShapes,
+    SpecializedDimension,
+    arguments,
+    export_shapes,
+    ordered,
+    warn_of_specialized,
+)
 from lyc_fx.capture.fakes import device_of, fake_copy
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
@@ -49,6 +56,7 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     register((args, kwargs))
     bound = arguments(model, args, kwargs)
+    kwargs = ordered(kwargs, bound)
     shapes = export_shapes(dynamic_shapes, bound, model)
     program = _export(model, args, kwargs, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model)

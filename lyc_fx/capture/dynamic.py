@@ -30,6 +30,12 @@ def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return dict(bound.arguments)
 
 
+def ordered(kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments in the order of `forward`, which is the order of the captured program's inputs."""
+    named = {name: kwargs[name] for name in inputs if name in kwargs}
+    return named | {name: value for name, value in kwargs.items() if name not in named}
+
+
 def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Module) -> Any:
     """The `dynamic_shapes` of `torch.export` for what the user said.
 
@@ -43,7 +49,7 @@ def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Mo
     if shapes is None:
         return None
     if shapes == "auto":
-        return _nested(inputs, model, lambda value, path: dict.fromkeys(range(value.dim()), Dim.AUTO), ())
+        return _nested(inputs, model, lambda value, path: dict.fromkeys(range(value.dim()), Dim.AUTO) or None, ())
     if not isinstance(shapes, Mapping) or not _texts(shapes):
         return shapes
     unknown = [name for name in shapes if name not in inputs]
@@ -63,25 +69,28 @@ def _texts(shapes: Any) -> bool:
     return isinstance(shapes, str)
 
 
-def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any]:
+def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any] | None:
     names = text.split()
     if len(names) != value.dim():
         raise CaptureError(
             f"dynamic_shapes[{path[0]!r}] = {text!r} names {len(names)} dimensions, the input has {value.dim()}: "
             f"{tuple(value.shape)}; write _ for one that stays fixed"
         )
-    return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED}
+    return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED} or None
 
 
 def _nested(value: Any, model: nn.Module, of_tensor: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(value, Tensor):
         return of_tensor(value, path)
+    if type(value) in pytree.SUPPORTED_NODES and type(value) not in pytree.BUILTIN_TYPES:
+        # a cache or a dataclass: torch.export wants the shapes of what it flattens to
+        return _nested(list(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]), model, of_tensor, path)
     if isinstance(value, Mapping):
         made = {name: _nested(inner, model, of_tensor, (*path, name)) for name, inner in value.items()}
         return _variadic(made, model) if not path else made
     if isinstance(value, (list, tuple)):
-        return type(value)(_nested(inner, model, of_tensor, (*path, i)) for i, inner in enumerate(value))
-    return pytree.tree_map(lambda leaf: of_tensor(leaf, path) if isinstance(leaf, Tensor) else None, value)
+        return [_nested(inner, model, of_tensor, (*path, i)) for i, inner in enumerate(value)]
+    return None
 
 
 def _variadic(made: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -103,10 +112,11 @@ def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
 
 def warn_of_specialized(gm: GraphModule, shapes: Any) -> None:
     """Warn with the name of each dimension that was to vary and that the captured program fixed."""
-    wanted = [spec for spec in _leaves(shapes)]
-    inputs = [n for n in gm.graph.find_nodes(op="placeholder")]
+    wanted, inputs = _leaves(shapes), list(gm.graph.find_nodes(op="placeholder"))
+    if len(wanted) != len(inputs):
+        return  # shapes in another form of torch.export, which says itself what it cannot keep
     fixed = []
-    for spec, node in zip(wanted, inputs, strict=False):
+    for spec, node in zip(wanted, inputs, strict=True):
         value = node.meta.get("val")
         if isinstance(spec, Mapping) and isinstance(value, Tensor):
             fixed += [
@@ -125,7 +135,9 @@ def warn_of_specialized(gm: GraphModule, shapes: Any) -> None:
 
 def _leaves(shapes: Any) -> list[Any]:
     """One spec per flat input, in the order of the inputs."""
-    if shapes is None or (isinstance(shapes, Mapping) and all(isinstance(key, int) for key in shapes)):
+    if not isinstance(shapes, (Mapping, list, tuple)):
+        return [shapes]
+    if shapes and isinstance(shapes, Mapping) and all(isinstance(key, int) for key in shapes):
         return [shapes]
     inner = shapes.values() if isinstance(shapes, Mapping) else shapes
     return [leaf for value in inner for leaf in _leaves(value)]
