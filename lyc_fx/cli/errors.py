@@ -1,0 +1,40 @@
+"""What the command line says when something goes wrong: one message, exit code 1, no traceback."""
+
+import typer
+from typer.core import TyperGroup
+
+from lyc_fx.errors import LycFxError
+
+_EXPECTED = (LycFxError, OSError, MemoryError, RuntimeError, KeyboardInterrupt)
+
+
+class ReportsErrors(TyperGroup):
+    """A group of commands whose expected errors end as `error: …` on stderr. A bug keeps its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # click's Context, which it is
+        try:
+            return super().invoke(ctx)
+        except _EXPECTED as error:
+            text = _said(error)
+            if text is None:
+                raise
+            typer.echo(f"error: {text}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _said(error: BaseException) -> str | None:
+    """The message for the user; None for what is not his to mend (and for a closed pipe, which typer handles)."""
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted"
+        case MemoryError():
+            return "there is not enough memory"
+        case BrokenPipeError():
+            return None
+        case OSError():
+            reason = error.strerror or str(error)
+            return f"{error.filename}: {reason}" if error.filename else reason
+        case LycFxError():
+            return str(error)
+    # torch has no class of its own for this on the CPU.
+    return "there is not enough memory" if "allocate memory" in str(error) else None

@@ -1,0 +1,104 @@
+"""`lyc-fx fold`: adapters into a checkpoint."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+
+from lyc_fx.cli.arguments import Wanted
+from lyc_fx.cli.progress import counting_bytes, working
+
+if TYPE_CHECKING:
+    from lyc_fx.adapters import AdapterSet
+    from lyc_fx.report import Report
+
+_NAMED = 5
+"""How many unused keys are listed; --json lists all"""
+
+
+def command(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint, a .safetensors file.")],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER[@STRENGTH]...", help="Adapter files; a.safetensors@0.5 has half its effect."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Where the merged checkpoint goes.")],
+    strength: Annotated[float, typer.Option(metavar="FACTOR", help="Multiplies the strength of every adapter.")] = 1.0,
+    strict: Annotated[
+        bool, typer.Option("--strict/--no-strict", help="Whether a key that finds no weight is an error.")
+    ] = True,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Take only modules whose name in the file matches.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Leave out modules whose name in the file matches.")
+    ] = None,
+    transposed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Weights that are stored (in, out), as in GPT-2's Conv1D."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights."""
+    wanted = [Wanted.parse(text) for text in adapters]
+    started = perf_counter()
+    with working("loading the adapters", quiet=quiet):
+        from lyc_fx import fold_checkpoint
+
+        stack = _load(wanted, only or [], exclude or [])
+    size = base.stat().st_size if base.is_file() else None
+    with counting_bytes("folding", size, quiet=quiet) as progress:
+        report = fold_checkpoint(
+            base, stack, out, strength, strict=strict, transposed=transposed or (), progress=progress
+        )
+    seconds = perf_counter() - started
+    if as_json:
+        facts = {"output": str(out), "bytes": out.stat().st_size, "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(facts | report.to_dict(), indent=1))
+    elif not quiet:
+        typer.echo(_summary(report))
+        typer.echo(f"wrote {out} ({decimal(out.stat().st_size)}) in {seconds:.1f} s")
+    if not quiet:
+        _warn(report)
+
+
+def _load(wanted: Sequence[Wanted], only: Sequence[str], exclude: Sequence[str]) -> list[tuple["AdapterSet", float]]:
+    """The chosen part of each file. Raises BadAdapter for a pattern that no module matches, which is a typing error."""
+    from lyc_fx import load
+    from lyc_fx.errors import BadAdapter
+
+    files = [load(each.path) for each in wanted]
+    for pattern in (*only, *exclude):
+        if not any(len(file.select(pattern)) or file.select(pattern).unread for file in files):
+            example = next((entry.module for file in files for entry in file.entries), "")
+            raise BadAdapter(f"no module matches {pattern!r}; the first is {example}")
+    chosen = [file.select(*only) if only else file for file in files]
+    chosen = [file.exclude(*exclude) if exclude else file for file in chosen]
+    if not any(map(len, chosen)):
+        raise BadAdapter("--only and --exclude leave no adapter")
+    return [(file, each.strength) for file, each in zip(chosen, wanted, strict=True)]
+
+
+def _summary(report: "Report") -> str:
+    """`40 adapters on 37 weights: 37 loha, 3 locon`"""
+    count = Counter(row.algorithm for row in report.applied)
+    weights = len({row.target for row in report.applied})
+    kinds = ", ".join(f"{number} {name}" for name, number in count.most_common())
+    return f"{len(report.applied)} adapters on {weights} weights" + (f": {kinds}" if kinds else "")
+
+
+def _warn(report: "Report") -> None:
+    if not report.applied:
+        typer.echo("warning: no adapter found a weight: the output holds the base's weights", err=True)
+    if report.unused:
+        named = ", ".join(report.unused[:_NAMED])
+        more = f" and {len(report.unused) - _NAMED} more" if len(report.unused) > _NAMED else ""
+        typer.echo(f"warning: {len(report.unused)} keys had no effect: {named}{more}", err=True)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=True)

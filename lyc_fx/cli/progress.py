@@ -1,0 +1,67 @@
+"""Progress on stderr, for whatever takes longer than a second. Nothing where stderr is no terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+_DELAY = 1.0
+"""Seconds before anything is shown"""
+
+
+@contextmanager
+def working(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """A spinner, while something runs whose length is not known."""
+    with _later(quiet, SpinnerColumn(), _text(), TimeElapsedColumn()) as progress:
+        progress.add_task(text, total=None)
+        yield
+
+
+@contextmanager
+def counting_bytes(text: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
+    """A bar with bytes and rate; yields what to call with a name and a number of bytes that are done."""
+    with _later(
+        quiet, _text(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    ) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda name, size: progress.advance(task, size)
+
+
+@contextmanager
+def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over a number of things; yields what to call with how many more are done."""
+    with _later(False, _text(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _text() -> ProgressColumn:
+    return TextColumn("{task.description}")
+
+
+@contextmanager
+def _later(quiet: bool, *columns: ProgressColumn) -> Iterator[Progress]:
+    console = Console(stderr=True)
+    progress = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    timer = Timer(_DELAY, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield progress
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()
