@@ -74,19 +74,18 @@ class Layer:
         """Size of all factors."""
         return sum(factor.bytes for factor in self.factors)
 
-    def row(self) -> tuple[str, ...]:
-        """The cells of the table."""
-        name = self.module if self.parameter == "weight" else f"{self.module} ({self.parameter})"
-        return (
-            name,
-            f"{self.algorithm} ({self.variant})" if self.variant else self.algorithm,
-            "-" if self.rank is None else str(self.rank),
-            "-" if self.alpha is None else f"{self.alpha:g}",
-            f"{self.scale:g}",
-            ", ".join(f"{factor.name} {'×'.join(map(str, factor.shape))}" for factor in self.factors),
-            ", ".join(f"{factor.norm:.4g}" for factor in self.factors),
-            decimal(self.bytes),
-        )
+    def row(self) -> dict[str, str]:
+        """The cells of the table, under their headings."""
+        return {
+            "layer": self.module if self.parameter == "weight" else f"{self.module} ({self.parameter})",
+            "algorithm": f"{self.algorithm} ({self.variant})" if self.variant else self.algorithm,
+            "rank": "-" if self.rank is None else str(self.rank),
+            "alpha": "-" if self.alpha is None else f"{self.alpha:g}",
+            "scale": f"{self.scale:g}",
+            "factors": ", ".join(f"{factor.name} {'×'.join(map(str, factor.shape))}" for factor in self.factors),
+            "norms": ", ".join(f"{factor.norm:.4g}" for factor in self.factors),
+            "size": decimal(self.bytes),
+        }
 
 
 def command(
@@ -124,15 +123,20 @@ def _data(adapters: "AdapterSet", layers: list[Layer]) -> dict[str, object]:
 
 
 def _print(adapters: "AdapterSet", layers: list[Layer]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000  # one line per layer, for grep
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("layer", "algorithm", "rank", "alpha", "scale", "factors", "norms", "size"):
-        table.add_column(heading, justify="right" if heading in ("rank", "alpha", "scale", "size") else "left")
-    for layer in layers:
-        table.add_row(*map(Text, layer.row()))
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    rows = [layer.row() for layer in layers]
+    if console.is_terminal and rows:
+        grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in rows[0]:
+            grid.add_column(heading, overflow="fold")
+        for row in rows:
+            grid.add_row(*map(Text, row.values()))
+        console.print(grid, soft_wrap=False)
+    else:
+        from lyc_fx.report import table
+
+        for line in table(rows):  # one line per layer, whatever its length, for grep
+            console.print(Text(line))
     kinds = Counter(layer.algorithm for layer in layers).most_common()
     said = ", ".join(f"{count} {name}" for name, count in kinds)
     console.print(f"{len(layers)} layers: {said}; {decimal(sum(layer.bytes for layer in layers))} of factors")
