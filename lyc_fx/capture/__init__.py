@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from lyc_fx.capture.dynamic import (
     DynamicShapes,
@@ -17,12 +16,13 @@ from lyc_fx.capture.dynamic import (
     arguments,
     export_shapes,
     ordered,
+    spell_out,
     warn_of_specialized,
 )
 from lyc_fx.capture.fakes import device_of, fake_copy
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
-from lyc_fx.capture.outputs import register
+from lyc_fx.capture.outputs import example, register
 from lyc_fx.errors import CaptureError
 from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors
 
@@ -54,22 +54,25 @@ def capture(
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
     args, kwargs = tuple(args), dict(kwargs or {})
-    register((args, kwargs))
+    register((args, kwargs), inputs=True)
     bound = arguments(model, args, kwargs)
     kwargs = ordered(kwargs, bound)
-    shapes = export_shapes(dynamic_shapes, bound, model)
-    program = _export(model, args, kwargs, shapes)
+    shapes = export_shapes(dynamic_shapes, bound)
+    program = _export(model, args, kwargs, bound, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model)
     if shapes is not None:
         warn_of_specialized(gm, shapes)
     return gm
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Mapping[str, Any], shapes: Any
+) -> ExportedProgram:
     copy, mode = fake_copy(model, device_of(model, (args, kwargs)))
+    spell_out(copy, bound)
     copy.register_forward_hook(lambda module, inputs, output: register(output))
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
     try:
+        args, kwargs = example((args, kwargs))
         with mode, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)

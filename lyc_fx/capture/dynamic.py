@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,12 +23,37 @@ class SpecializedDimension(UserWarning):
 
 
 def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The example inputs by the parameter of `forward` that they go to. Raises CaptureError."""
+    """The example inputs by the parameter of `forward` that they go to, those of `**kwargs` by their own names.
+
+    Raises CaptureError.
+    """
+    signature = inspect.signature(model.forward)
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
     except TypeError as error:
         raise CaptureError(f"{type(model).__name__}.forward does not take these inputs: {error}") from error
-    return dict(bound.arguments)
+    variadic = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in variadic:
+        bound |= bound.pop(name, {})
+    return bound
+
+
+def spell_out(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Let `forward` name what it takes through `**kwargs`: torch.export loses count of shapes that stand there."""
+    forward = model.forward
+    signature = inspect.signature(forward)
+    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [name for name in inputs if name not in {p.name for p in named}]
+    if not more:
+        return
+
+    @wraps(forward)
+    def spelled(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
+    spelled.__signature__ = signature.replace(parameters=[*named, *extra])  # type: ignore[attr-defined]
+    model.forward = spelled
 
 
 def ordered(kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +62,7 @@ def ordered(kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, A
     return named | {name: value for name, value in kwargs.items() if name not in named}
 
 
-def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Module) -> Any:
+def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any]) -> Any:
     """The `dynamic_shapes` of `torch.export` for what the user said.
 
     - `None`: every size is fixed; `"auto"`: every dimension of every tensor may vary, where the model lets it;
@@ -49,7 +75,7 @@ def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Mo
     if shapes is None:
         return None
     if shapes == "auto":
-        return _nested(inputs, model, lambda value, path: dict.fromkeys(range(value.dim()), Dim.AUTO) or None, ())
+        return _nested(inputs, lambda value, path: dict.fromkeys(range(value.dim()), Dim.AUTO) or None, ())
     if not isinstance(shapes, Mapping) or not _texts(shapes):
         return shapes
     unknown = [name for name in shapes if name not in inputs]
@@ -60,7 +86,7 @@ def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any], model: nn.Mo
         text = _at(shapes, path)
         return None if text is None else _dims(str(text), value, path)
 
-    return _nested(inputs, model, named, ())
+    return _nested(inputs, named, ())
 
 
 def _texts(shapes: Any) -> bool:
@@ -79,27 +105,17 @@ def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any] | N
     return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED} or None
 
 
-def _nested(value: Any, model: nn.Module, of_tensor: Any, path: tuple[Any, ...]) -> Any:
+def _nested(value: Any, of_tensor: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(value, Tensor):
         return of_tensor(value, path)
     if type(value) in pytree.SUPPORTED_NODES and type(value) not in pytree.BUILTIN_TYPES:
         # a cache or a dataclass: torch.export wants the shapes of what it flattens to
-        return _nested(list(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]), model, of_tensor, path)
+        return _nested(list(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]), of_tensor, path)
     if isinstance(value, Mapping):
-        made = {name: _nested(inner, model, of_tensor, (*path, name)) for name, inner in value.items()}
-        return _variadic(made, model) if not path else made
+        return {name: _nested(inner, of_tensor, (*path, name)) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nested(inner, model, of_tensor, (*path, i)) for i, inner in enumerate(value)]
+        return [_nested(inner, of_tensor, (*path, i)) for i, inner in enumerate(value)]
     return None
-
-
-def _variadic(made: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Arguments that went into **kwargs stand beside the others, as torch.export has them."""
-    flat: dict[str, Any] = {}
-    kinds = {name: p.kind for name, p in inspect.signature(model.forward).parameters.items()}
-    for name, shape in made.items():
-        flat |= shape if kinds[name] is inspect.Parameter.VAR_KEYWORD else {name: shape}
-    return flat
 
 
 def _at(shapes: Any, path: tuple[Any, ...]) -> Any:

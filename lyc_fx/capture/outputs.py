@@ -6,20 +6,31 @@ such objects by default (`DynamicCache`, `EncoderDecoderCache`), so they are reg
 
 import copy
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 
-def register(value: Any) -> None:
-    """Register the class of every object in `value` that holds tensors and that pytrees take for a leaf."""
+def register(value: Any, *, inputs: bool = False) -> None:
+    """Register the class of every object in `value` that holds tensors and that pytrees take for a leaf.
+
+    Of `inputs` also those that hold none yet, such as a new cache, which export would refuse.
+    """
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__") or isinstance(leaf, type) or callable(leaf):
+        if isinstance(leaf, (Tensor, type, Enum)) or not hasattr(leaf, "__dict__") or callable(leaf):
             continue
         register(list(vars(leaf).values()))
-        if any(isinstance(inner, Tensor) for inner in pytree.tree_leaves(list(vars(leaf).values()))):
+        if inputs or any(isinstance(inner, Tensor) for inner in pytree.tree_leaves(list(vars(leaf).values()))):
             _register(type(leaf))
+
+
+def example(inputs: Any) -> Any:
+    """A copy of inputs that a trace may change: models write to the caches that they are given."""
+    views = {id(leaf): leaf.detach() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    return pytree.tree_map_only(Tensor, torch.clone, copy.deepcopy(inputs, views))
 
 
 def _register(cls: type) -> None:
@@ -71,6 +82,6 @@ def _flatten(value: Any) -> tuple[list[Any], _Context]:
 
 def _unflatten(cls: type[Any], values: Iterable[Any], context: _Context) -> Any:
     made = object.__new__(cls)
-    made.__dict__.update(copy.copy(context.rest))
+    made.__dict__.update(copy.deepcopy(context.rest))  # a model may write to what it is given
     made.__dict__.update(zip(context.names, values, strict=True))
     return made

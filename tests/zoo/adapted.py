@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from transformers.pytorch_utils import Conv1D
 
-import lyc_fx
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.capture.outputs import register
 from lyc_fx.families import random_adapter
@@ -17,7 +15,6 @@ from lyc_fx.families.locon import LoCon
 from lyc_fx.families.loha import LoHa
 from lyc_fx.families.lokr import LoKr
 
-STRENGTH = 0.7
 _FAMILIES = (
     (LoCon, frozenset({"up", "down"})),
     (LoHa, frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})),
@@ -70,8 +67,3 @@ def pairs(left: Any, right: Any) -> Iterator[tuple[Tensor, Tensor]]:
     register((left, right))
     assert pytree.tree_structure(left) == pytree.tree_structure(right)
     return zip(tensors(left), tensors(right), strict=True)
-
-
-def splice_fired(gm: GraphModule) -> int:
-    """How many weights the last splice changed."""
-    return next(step.fired for step in reversed(lyc_fx.history(gm)) if step.name == "splice")

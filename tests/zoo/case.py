@@ -1,7 +1,7 @@
 """What the zoo knows of a model: how its library builds it, and what it is called with."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ class Case:
     inputs: Callable[[int], dict[str, Any]]
     """Keyword arguments at a size: 0 is the example of the capture, 1 has other sizes wherever they may vary"""
     shapes: DynamicShapes = "auto"
+    bare: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Weights `(out, in, *kernel)` that are no layer's"""
+    exact: bool = True
+    """Whether eager computes by the operators that are captured; nn.MultiheadAttention has a fused one besides"""
 
     def __str__(self) -> str:
         return self.name
