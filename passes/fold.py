@@ -26,6 +26,8 @@ from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
 from lyc_fx.rewrite import erase_unused
 
+_ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activations, where they are no constants)"
+
 
 @final
 @dataclass(frozen=True)
@@ -47,10 +49,7 @@ class Fold(PassBase):
                 _store(gm, node, tensor, names)
         left = _drop_unread(gm)
         if left:
-            raise InvalidGraph(
-                f"{len(left)} factors cannot be folded, the first is {left[0]}: fold what lyc_fx.splice returned "
-                "(lower moves adapters to the activations, where they are no constants)"
-            )
+            raise InvalidGraph(f"{len(left)} factors cannot be folded, the first is {left[0]}: {_ADVICE}")
         return done(gm, "fold", len(roots))
 
 
@@ -106,10 +105,7 @@ def _base(root: Node) -> Node:
     read = [n for n in cone if n.op == "get_attr" and not _in_bank(n)]
     bases = computed or read
     if len(bases) != 1 or bases[0].meta["val"].shape != root.meta["val"].shape:
-        raise InvalidGraph(
-            f"{root.name} is constant and reads an adapter, but is no adapted weight: it reads "
-            f"{', '.join(str(n.target) for n in bases) or 'no weight'}. Fold what lyc_fx.splice returned."
-        )
+        raise InvalidGraph(f"{root.name} reads an adapter, but is no adapted weight: {_ADVICE}")
     return bases[0]
 
 

@@ -1,0 +1,74 @@
+"""Random layers of every kind with an input that fits, for hypothesis."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from hypothesis import strategies as st
+from nets import Conv1D, Layers
+from torch import Tensor, nn
+
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """A random layer; `vary` says which dimensions of the input are symbolic."""
+
+    net: nn.Module
+    sizes: tuple[int, ...]
+    vary: tuple[bool, ...]
+    transposed: bool = False
+
+    @property
+    def dims(self) -> str:
+        return " ".join(f"d{i}" if free else "_" for i, free in enumerate(self.vary))
+
+    @property
+    def logical(self) -> tuple[int, ...]:
+        shape = tuple(self.net.get_parameter("layer.weight").shape)
+        return shape[::-1] if self.transposed else shape
+
+    def x(self, extra: int = 0) -> Tensor:
+        sizes = [size + extra * free for size, free in zip(self.sizes, self.vary, strict=True)]
+        return torch.randn(sizes, dtype=torch.float64)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    """Linear, Conv1D, and convolutions with any stride, dilation, groups, padding and padding mode."""
+    kind = draw(st.sampled_from(["linear", "addmm", "conv", "conv"]))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    if kind != "conv":
+        inner, out = draw(st.integers(1, 14)), draw(st.integers(1, 14))
+        lead = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
+        vary = draw(st.lists(st.booleans(), min_size=len(lead), max_size=len(lead)))
+        layer = Conv1D(out, inner) if kind == "addmm" else nn.Linear(inner, out, bias=draw(st.booleans()))
+        return Layer(Layers(layer).double(), (*lead, inner), (*vary, False), kind == "addmm")
+    return _conv(draw)
+
+
+def _conv(draw: st.DrawFn) -> Layer:
+    spatial, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    inner, out = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 4))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(spatial))
+
+    kernel, dilation = each(1, 3), each(1, 2)
+    same = draw(st.booleans())
+    layer = CONVS[spatial](
+        inner,
+        out,
+        kernel,
+        stride=1 if same else each(1, 3),
+        padding="same" if same else each(0, 2),
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"])),
+    )
+    sizes = each(8, 9)  # so that no output size is 1, which export would fix
+    vary = draw(st.lists(st.booleans(), min_size=spatial + 1, max_size=spatial + 1))
+    return Layer(Layers(layer).double(), (draw(st.integers(2, 3)), inner, *sizes), (vary[0], False, *vary[1:]))
