@@ -127,7 +127,7 @@ def bind(
         faults += [f"  {a.source}: {key}: no format reads this key" for a, _ in stack for key in a.unread]
         faults += _unmatched(lost, names)
     if faults:
-        advice = "" if not (lost and strict) else f"\n{_advice(lost)}"
+        advice = "" if not (lost and strict) else f"\n{_advice(lost, [row.module for row in applied])}"
         raise BadAdapter("\n".join([f"{len(faults)} adapters cannot be applied:", *_shorten(faults)]) + advice)
     return Binding({name: tuple(bound) for name, bound in targets.items()}, Report(tuple(applied), tuple(unused)))
 
@@ -155,10 +155,13 @@ def _unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[s
     return lines
 
 
-def _advice(lost: Sequence[tuple[AdapterSet, Entry]]) -> str:
+def _advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str]) -> str:
+    if not matched:
+        return "None of the names is the model's: are these adapters for another model?"
     modules = [entry.module for _, entry in lost]
     for prefix in sorted(PREFIXES, key=len, reverse=True):
-        if all(module.startswith(f"{prefix}_") for module in modules):
+        own = all(module.startswith(f"{prefix}_") for module in modules)
+        if own and not any(module.startswith(f"{prefix}_") for module in matched):
             return (
                 f"All that found no weight begin with {prefix}_. If they are meant for another model, leave them "
                 f'out: adapters.exclude("{prefix}_*") (command line: --exclude "{prefix}_*").'
