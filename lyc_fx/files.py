@@ -66,7 +66,8 @@ def write_safetensors(
     Format: 8 bytes of header length, a JSON header padded to 8 bytes, the tensors' bytes one after another
     (https://github.com/huggingface/safetensors).
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    # safe_open gives metadata in another order each time; the same input gives the same bytes.
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name, (dtype, shape) in layout.items():
         size = torch.Size(shape).numel() * dtype.itemsize
