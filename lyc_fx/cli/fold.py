@@ -90,7 +90,13 @@ def _summary(report: "Report") -> str:
     count = Counter(row.algorithm for row in report.applied)
     weights = len({row.target for row in report.applied})
     kinds = ", ".join(f"{number} {name}" for name, number in count.most_common())
-    return f"{len(report.applied)} adapters on {weights} weights" + (f": {kinds}" if kinds else "")
+    return f"{_several(len(report.applied), 'adapter')} on {_several(weights, 'weight')}" + (
+        f": {kinds}" if kinds else ""
+    )
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _warn(report: "Report") -> None:
@@ -99,6 +105,6 @@ def _warn(report: "Report") -> None:
     if report.unused:
         named = ", ".join(report.unused[:_NAMED])
         more = f" and {len(report.unused) - _NAMED} more" if len(report.unused) > _NAMED else ""
-        typer.echo(f"warning: {len(report.unused)} keys had no effect: {named}{more}", err=True)
+        typer.echo(f"warning: {_several(len(report.unused), 'key')} had no effect: {named}{more}", err=True)
     for note in report.notes:
         typer.echo(f"note: {note}", err=True)
