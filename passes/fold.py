@@ -115,7 +115,8 @@ def _evaluate(gm: GraphModule, root: Node) -> Tensor:
     values: dict[Node, Any] = {}
     for node in _cone(root):
         if node.op == "get_attr":
-            values[node] = get_tensor(gm, str(node.target))
+            # Detached, because matmul chooses another order of sums for operands that require grad.
+            values[node] = get_tensor(gm, str(node.target)).detach()
             if values[node].is_meta or isinstance(values[node], FakeTensor):
                 raise InvalidGraph(f"{node.target} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
         else:

@@ -16,7 +16,7 @@ from lyc_fx.families import Adapter, Additive
 Variant = tuple[type[Adapter], frozenset[str]]
 strengths = st.floats(-2, 2).filter(lambda s: abs(s) > 0.05 and s != 1)
 quick = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -1,0 +1,163 @@
+"""LyCORIS and kohya files: read → write → read, key conventions, and every way in which a file can be wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from nets import VARIANTS, random_for, variant_id
+from safetensors.torch import save_file
+from torch import Tensor
+
+import lyc_fx
+from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.formats.lycoris import Lycoris
+
+
+def keys(module: str = "lycoris_fc") -> dict[str, Tensor]:
+    return {
+        f"{module}.lora_up.weight": torch.randn(5, 2),
+        f"{module}.lora_down.weight": torch.randn(2, 3),
+        f"{module}.alpha": torch.tensor(3.0),
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_round_trip(variant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    adapter = random_for(variant, (15, 6, 3, 2), dtype=torch.bfloat16)
+    assert adapter is not None
+    from nets import one
+
+    path = tmp_path / "a.safetensors"
+    save_file(Lycoris().write(one(adapter)), path, {"ss_network_module": "lycoris.kohya"})
+    read = lyc_fx.load(path)
+    again = Lycoris().write(read)
+    [entry] = read.entries
+    assert entry.adapter.structure() == adapter.structure()
+    assert read.metadata == {"ss_network_module": "lycoris.kohya"} and read.source == str(path)
+    assert set(entry.keys) == set(again)
+    for key, tensor in Lycoris().write(one(adapter)).items():
+        assert again[key].dtype == tensor.dtype and torch.equal(again[key], tensor)
+    assert read.digest == one(adapter).digest
+
+
+@pytest.mark.parametrize(
+    "module", ["lycoris_fc", "lora_unet_fc", "lora_te_fc", "lora_te1_fc", "lora_te2_fc", "lora_te3_fc", "fc"]
+)
+def test_prefixes_and_dotted_paths(module: str) -> None:
+    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 5), "fc_more": torch.nn.Linear(3, 5)})
+    report = lyc_fx.merge(model, lyc_fx.load(keys(module)))
+    assert [row.target for row in report.applied] == ["fc.weight"]
+    assert report.applied[0].scale == 1.5
+
+
+def test_a_dotted_path_is_meant_literally_where_flat_names_collide() -> None:
+    model = torch.nn.Module()
+    model.a_b = torch.nn.Module()
+    model.a_b.c = torch.nn.Linear(3, 5)
+    model.a = torch.nn.Module()
+    model.a.b_c = torch.nn.Linear(3, 5)
+    with pytest.raises(BadAdapter, match=r"ambiguous, it may mean a\.b_c\.weight or a_b\.c\.weight"):
+        lyc_fx.merge(model, lyc_fx.load(keys("lycoris_a_b_c")))
+    report = lyc_fx.merge(model, lyc_fx.load(keys("a_b.c")))
+    assert [row.target for row in report.applied] == ["a_b.c.weight"]
+
+
+def test_a_bare_parameter_is_named_by_itself() -> None:
+    model = torch.nn.Module()
+    model.raw = torch.nn.Parameter(torch.zeros(5, 3))
+    lyc_fx.merge(model, lyc_fx.load(keys("lycoris_raw")))
+    assert model.raw.abs().sum() > 0
+
+
+def test_alpha_rules() -> None:
+    without = {k: v for k, v in keys().items() if not k.endswith("alpha")}
+    assert lyc_fx.load(without).entries[0].adapter.scale == 1
+    one_element = keys() | {"lycoris_fc.alpha": torch.tensor([3.0], dtype=torch.bfloat16)}
+    assert lyc_fx.load(one_element).entries[0].adapter.scale == 1.5
+    with pytest.warns(UserWarning, match="alpha is 0"):
+        assert lyc_fx.load(keys() | {"lycoris_fc.alpha": torch.tensor(0.0)}).entries[0].adapter.scale == 1
+
+
+def test_alpha_is_ignored_where_both_kronecker_factors_are_full() -> None:
+    tensors = {"x.lokr_w1": torch.randn(1, 3), "x.lokr_w2": torch.randn(5, 1), "x.alpha": torch.tensor(float("inf"))}
+    adapter = lyc_fx.load(tensors).entries[0].adapter
+    assert adapter.scale == 1 and adapter.rank is None
+
+
+BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
+    "missing factor": ({"lycoris_fc.lora_up.weight": torch.ones(5, 2)}, r"lycoris_fc: locon without lora_down.weight"),
+    "missing loha factor": (
+        {f"x.hada_{n}": torch.ones(2, 2) for n in ("w1_a", "w1_b", "w2_a")},
+        r"x: loha without hada_w2_b is not complete",
+    ),
+    "one core of two": (
+        {f"x.hada_{n}": torch.ones(2, 2) for n in ("w1_a", "w1_b", "w2_a", "w2_b", "t1")},
+        "hada_t",
+    ),
+    "full and decomposed": (
+        {f"x.lokr_{n}": torch.ones(2, 2) for n in ("w1", "w1_a", "w1_b", "w2")},
+        r"x: lokr with",
+    ),
+    "non-finite factor": (
+        keys() | {"lycoris_fc.lora_up.weight": torch.full((5, 2), float("nan"))},
+        r"lora_up.weight holds 10 values that are not finite",
+    ),
+    "non-finite alpha": (keys() | {"lycoris_fc.alpha": torch.tensor(float("inf"))}, r"lycoris_fc: alpha is inf"),
+    "alpha of two": (keys() | {"lycoris_fc.alpha": torch.ones(2)}, r"alpha has 2 values"),
+    "alpha alone": ({"lycoris_fc.alpha": torch.tensor(1.0)}, "there is an alpha, but no factor"),
+    "two algorithms": (keys() | {"lycoris_fc.lokr_w1": torch.ones(2, 2)}, "several algorithms"),
+    "rank 0": (
+        {"x.lora_up.weight": torch.ones(5, 0), "x.lora_down.weight": torch.ones(0, 3)},
+        r"lora_up.weight is empty",
+    ),
+    "no adapter": ({"fc.weight": torch.ones(5, 3)}, "none of its 1 keys is of a known adapter format"),
+    "nothing": ({}, "it holds no tensor"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_adapter_is_refused(name: str) -> None:
+    tensors, message = BROKEN[name]
+    with pytest.raises(BadAdapter, match=message):
+        lyc_fx.load(tensors)
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    tensors = {f"lycoris_{n}.lora_up.weight": torch.ones(5, 2) for n in "abc"}
+    with pytest.raises(BadAdapter, match=r"(?s)3 modules cannot be used:.*lycoris_a.*lycoris_b.*lycoris_c"):
+        lyc_fx.load(tensors)
+
+
+def test_an_unread_key_is_refused_unless_not_strict() -> None:
+    adapters = lyc_fx.load(keys() | {"bundle_emb.x.string_to_param": torch.ones(1)})
+    assert adapters.unread == ("bundle_emb.x.string_to_param",)
+    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 5)})
+    before = model["fc"].weight.clone()
+    with pytest.raises(BadAdapter, match=r"bundle_emb.x.string_to_param: no format reads this key"):
+        lyc_fx.merge(model, adapters)
+    assert torch.equal(model["fc"].weight, before)
+    assert lyc_fx.merge(model, adapters, strict=False).unused == ("bundle_emb.x.string_to_param",)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    good = tmp_path / "good.safetensors"
+    save_file(keys(), good)
+    pickle = tmp_path / "pickle.safetensors"
+    torch.save(keys(), pickle)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(good.read_bytes()[:-9])
+    empty = tmp_path / "empty.safetensors"
+    empty.write_bytes(b"")
+    huge = tmp_path / "huge.safetensors"
+    huge.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    for path, message in {
+        tmp_path / "absent.safetensors": "there is no such file",
+        tmp_path: "is a directory",
+        pickle: "is a pickle",
+        cut: "not a whole safetensors file",
+        empty: "not a whole safetensors file",
+        huge: "not a whole safetensors file",
+    }.items():
+        with pytest.raises(BadFile, match=message) as caught:
+            lyc_fx.load(path)
+        assert str(path) in str(caught.value)

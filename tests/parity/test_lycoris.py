@@ -1,0 +1,111 @@
+"""Against LyCORIS itself: files that it writes, its *forward* as the oracle (never its merge)."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lyc_fx
+
+lycoris = pytest.importorskip("lycoris")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own warnings
+logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+
+STRENGTH = 0.7
+
+
+class Net(nn.Module):
+    """out ≠ in, bias, groups, dilation, stride, a non-square kernel; Linear, and convolutions in 1, 2 and 3 d."""
+
+    def __init__(self, *, groups: bool = True) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12, 20)
+        self.conv1 = nn.Conv1d(12, 20, 3, stride=2, padding=1)
+        self.point = nn.Conv2d(12, 20, 1, stride=2)
+        self.conv2 = nn.Conv2d(12, 20, (3, 2), padding=(1, 0), dilation=(2, 1), groups=2 if groups else 1)
+        self.conv3 = nn.Conv3d(12, 20, (1, 3, 2), padding=(0, 1, 0))
+
+    def forward(self, x: Tensor, signal: Tensor, image: Tensor, volume: Tensor) -> list[Tensor]:
+        return [self.fc(x), self.conv1(signal), self.point(image), self.conv2(image), self.conv3(volume)]
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "locon": {"algo": "locon"},
+    "locon tucker": {"algo": "locon", "use_tucker": True},
+    "loha": {"algo": "loha"},
+    "loha tucker": {"algo": "loha", "use_tucker": True},
+    "lokr": {"algo": "lokr", "factor": 4, "linear_dim": 2, "conv_dim": 2},
+    "lokr both decomposed": {"algo": "lokr", "factor": 10, "linear_dim": 1, "conv_dim": 1, "decompose_both": True},
+    "lokr tucker": {"algo": "lokr", "factor": 4, "linear_dim": 2, "conv_dim": 2, "use_tucker": True},
+    "lokr full": {"algo": "lokr", "factor": 4, "linear_dim": 10000, "conv_dim": 10000},
+    "lokr unbalanced": {"algo": "lokr", "factor": 4, "linear_dim": 2, "conv_dim": 2, "unbalanced_factorization": True},
+}
+
+
+def inputs() -> tuple[Tensor, ...]:
+    torch.manual_seed(1)
+    return (torch.randn(3, 7, 12), torch.randn(2, 12, 9), torch.randn(2, 12, 9, 8), torch.randn(2, 12, 3, 5, 6))
+
+
+def written_by_lycoris(model: nn.Module, path: Path, options: dict[str, Any]) -> list[Tensor]:
+    """Let LyCORIS adapt a copy of the model and save the adapter; its forward at STRENGTH."""
+    adapted = copy.deepcopy(model)
+    lycoris.LycorisNetwork.apply_preset({"target_name": [".*"]})
+    network = lycoris.create_lycoris(
+        adapted, STRENGTH, **{"linear_dim": 4, "linear_alpha": 2.5, "conv_dim": 3, "conv_alpha": 2.0, **options}
+    )
+    network.apply_to()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not name.endswith("alpha"):
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+        wanted = adapted(*inputs())
+    network.save_weights(str(path), torch.float32, {})
+    assert len(network.loras) == 5
+    return wanted
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_files_written_by_lycoris_match_its_forward(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    path = tmp_path / "adapter.safetensors"
+    wanted = written_by_lycoris(model, path, ALGORITHMS[name])
+    adapters = lyc_fx.load(path)
+    assert len(adapters) == 5 and not adapters.unread
+    base = model(*inputs())
+    live = copy.deepcopy(model)
+    report = lyc_fx.merge(live, adapters, STRENGTH)
+    assert {row.target for row in report.applied} == {n for n, _ in model.named_parameters() if n.endswith("weight")}
+    folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, inputs()), adapters, STRENGTH))
+    lowered = lyc_fx.lower(lyc_fx.splice(lyc_fx.capture(model, inputs()), adapters, STRENGTH))
+    for outputs in (live(*inputs()), folded(*inputs()), lowered(*inputs())):
+        for ours, theirs, plain in zip(outputs, wanted, base, strict=True):
+            error = (ours - theirs).abs().max() / theirs.abs().max()
+            assert error <= 1e-5, error
+            assert (theirs - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["loha", "lokr"])
+def test_where_the_references_merge_is_wrong_its_forward_rules(name: str, tmp_path: Path) -> None:
+    """LyCORIS 4.1.3 merges LoHa and LoKr with alpha/rank applied twice; the difference is what we do not copy."""
+    torch.manual_seed(0)
+    model = Net().eval()
+    path = tmp_path / "adapter.safetensors"
+    written_by_lycoris(model, path, ALGORITHMS[name])
+    theirs = copy.deepcopy(model)
+    network, _ = lycoris.create_lycoris_from_weights(1.0, str(path), theirs)
+    network.merge_to(1.0)
+    ours = copy.deepcopy(model)
+    lyc_fx.merge(ours, lyc_fx.load(path))
+    scale = next(
+        row.scale for row in lyc_fx.merge(copy.deepcopy(model), lyc_fx.load(path)).applied if row.target == "fc.weight"
+    )
+    assert scale != 1
+    change = ours.fc.weight - model.fc.weight
+    torch.testing.assert_close(theirs.fc.weight - model.fc.weight, change * scale, rtol=1e-4, atol=1e-5)
