@@ -37,13 +37,10 @@ def test_every_fault_is_listed_and_nothing_is_changed() -> None:
         many(lycoris_a=plain(5, 3), lycoris_b=plain(9, 5), lycoris_c_=plain(5, 3, 3, 3), lycoris_zz=plain(1, 1)),
         "3 adapters cannot be applied",
     )
-    assert (
-        "lycoris_b: does not fit b.weight (7, 5): lora_up.weight as a matrix is (9, 2), the weight asks for (7, 2)"
-        in text
-    )
+    assert "lycoris_b: does not fit b.weight (7, 5): lora_up.weight as a matrix is (9, 2), the weight asks" in text
     assert "lycoris_c_: no such weight in the model; nearest: c.weight" in text
     assert "lycoris_zz: no such weight in the model" in text
-    assert 'adapters.exclude("lycoris_*")' in text
+    assert "strict=False" in text
 
 
 def test_the_part_for_another_model_can_be_left_out() -> None:
@@ -67,7 +64,7 @@ def test_an_integer_weight_is_refused() -> None:
 def test_strengths_must_be_finite_and_stacks_well_formed() -> None:
     with pytest.raises(BadAdapter, match="strength nan is not finite"):
         lyc_fx.merge(model(), one(plain(5, 3), "lycoris_a"), float("nan"))
-    with pytest.raises(TypeError, match="what lyc_fx.load returns"):
+    with pytest.raises(TypeError, match=r"what lyc_fx\.load returns"):
         lyc_fx.merge(model(), [one(plain(5, 3), "lycoris_a")])  # type: ignore[list-item]
 
 
@@ -91,9 +88,10 @@ def test_an_adapter_for_another_shape_never_fits(variant, case: Case) -> None:  
         other = [size + (i == position) for i, size in enumerate(shape)]
         with pytest.raises(BadAdapter):
             adapter.fit(other)
-    if len(shape) > 3 and len(set(shape[2:])) > 1 and (adapter.variant or "w2" in variant[1] or variant[0] is LOCON):
+    turned = (*shape[:2], *reversed(shape[2:]))
+    if turned != shape and any(tuple(f.shape[2:]) == shape[2:] for f in adapter.factors().values()):
         with pytest.raises(BadAdapter):
-            adapter.fit((*shape[:2], *reversed(shape[2:])))
+            adapter.fit(turned)
     with pytest.raises(BadAdapter):
         adapter.fit(shape[:1])
 
