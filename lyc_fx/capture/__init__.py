@@ -1,7 +1,7 @@
 """capture: any PyTorch model → a captured program, a plain GraphModule of ATen operators on named weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lyc_fx.capture.dynamic import (
 from lyc_fx.capture.fakes import device_of, fake_copy
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
-from lyc_fx.capture.outputs import example, register
+from lyc_fx.capture.outputs import baked, example, register
 from lyc_fx.errors import CaptureError
 from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors
 
@@ -59,7 +59,7 @@ def capture(
     kwargs = ordered(kwargs, bound)
     shapes = export_shapes(dynamic_shapes, bound)
     program = _export(model, args, kwargs, bound, shapes)
-    gm = _from_program(program, tensors(model), module_aliases(model), model)
+    gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
     if shapes is not None:
         warn_of_specialized(gm, shapes)
     return gm
@@ -87,6 +87,7 @@ def _from_program(
     real: Mapping[str, Tensor],
     aliases: Mapping[str, str],
     model: nn.Module | None = None,
+    constants: Sequence[tuple[str, Any]] = (),
 ) -> GraphModule:
     gm = program.module(check_guards=False)
     guards = getattr(program.module(check_guards=True), "_guards_fn", None)
@@ -104,7 +105,7 @@ def _from_program(
     gm._forward_pre_hooks.clear()
     result = finished(gm, gm, {})
     if isinstance(guards, nn.Module):
-        result.register_forward_pre_hook(InputGuards(guards, top), with_kwargs=True)
+        result.register_forward_pre_hook(InputGuards(guards, top, constants), with_kwargs=True)
     if model is not None:
         result.training = model.training
     remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases))))

@@ -5,7 +5,7 @@ such objects by default (`DynamicCache`, `EncoderDecoderCache`), so they are reg
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_PLAIN = (Tensor, type, Enum, torch.SymInt, torch.SymFloat, torch.SymBool)
+_REGISTERED: set[type] = set()
+
 
 def register(value: Any, *, inputs: bool = False) -> None:
     """Register the class of every object in `value` that holds tensors and that pytrees take for a leaf.
 
     Of `inputs` also those that hold none yet, such as a new cache, which export would refuse.
     """
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, (Tensor, type, Enum)) or not hasattr(leaf, "__dict__") or callable(leaf):
+    for leaf in _leaves(value):
+        if isinstance(leaf, _PLAIN) or not hasattr(leaf, "__dict__") or callable(leaf):
             continue
         register(list(vars(leaf).values()))
         if inputs or any(isinstance(inner, Tensor) for inner in pytree.tree_leaves(list(vars(leaf).values()))):
@@ -33,9 +36,31 @@ def example(inputs: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.clone, copy.deepcopy(inputs, views))
 
 
+def baked(value: Any) -> list[tuple[str, Any]]:
+    """Python values in registered objects, by name: export takes them for constants and does not guard them."""
+    if isinstance(value, (list, tuple)):
+        return [pair for inner in value for pair in baked(inner)]
+    if isinstance(value, Mapping):
+        return baked(list(value.values()))
+    if type(value) not in _REGISTERED:
+        return []
+    here = [(f"{type(value).__name__}.{n}", copy.deepcopy(v)) for n, v in vars(value).items() if _is_plain(v)]
+    return here + baked(list(vars(value).values()))
+
+
+def _is_plain(value: Any) -> bool:
+    return all(leaf is None or isinstance(leaf, (int, float, str)) for leaf in _leaves(value))
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Leaves as pytrees see them, but registered objects whole: they may hold others that nobody registered."""
+    return pytree.tree_leaves(value, is_leaf=lambda inner: type(inner) in _REGISTERED)
+
+
 def _register(cls: type) -> None:
     if cls in pytree.SUPPORTED_NODES:
         return
+    _REGISTERED.add(cls)
     pytree.register_pytree_node(
         cls,
         _flatten,
@@ -71,8 +96,13 @@ class _Context:
 
 def _split(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     attributes = vars(value)
-    dynamic = {n: v for n, v in attributes.items() if any(isinstance(i, Tensor) for i in pytree.tree_leaves(v))}
+    dynamic = {n: v for n, v in attributes.items() if any(map(_varies, pytree.tree_leaves(v)))}
     return dynamic, {n: v for n, v in attributes.items() if n not in dynamic}
+
+
+def _varies(leaf: Any) -> bool:
+    """Tensors, and what a trace computes from their sizes, such as how many tokens a cache has seen."""
+    return isinstance(leaf, (Tensor, torch.SymInt))
 
 
 def _flatten(value: Any) -> tuple[list[Any], _Context]:
