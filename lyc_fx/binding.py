@@ -58,19 +58,22 @@ class Binding:
 
 
 def normalized(adapters: Stack, strength: float) -> tuple[tuple[AdapterSet, float], ...]:
-    """Every form in which a stack may be given, as pairs. `strength` multiplies them all.
-
-    The order is that of the digests, so that the same adapters give the same bits in whatever order they come.
-    """
+    """Every form in which a stack may be given, as pairs in the order given. `strength` multiplies them all."""
     pairs: list[tuple[Any, Any]] = [(adapters, 1.0)] if isinstance(adapters, AdapterSet) else list(adapters)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], AdapterSet)):
             raise TypeError("adapters must be what lyc_fx.load returns, or a list of (adapters, strength) pairs")
-    stack = [(each, float(factor) * float(strength)) for each, factor in pairs]
+    stack = tuple((each, float(factor) * float(strength)) for each, factor in pairs)
     for each, factor in stack:
         if not isfinite(factor):
             raise BadAdapter(f"{each.source}: strength {factor} is not finite")
-    return tuple(sorted(stack, key=lambda pair: (pair[0].digest, pair[1])) if len(stack) > 1 else stack)
+    return stack
+
+
+def _summing_order(stack: Sequence[tuple[AdapterSet, float]]) -> list[int]:
+    """By digest, so that the same adapters give the same bits in whatever order they come."""
+    positions = list(range(len(stack)))
+    return positions if len(stack) < 2 else sorted(positions, key=lambda i: (stack[i][0].digest, stack[i][1]))
 
 
 def bind(
@@ -93,7 +96,8 @@ def bind(
     unused: list[str] = []
     lost: list[tuple[AdapterSet, Entry]] = []
     faults: list[str] = []
-    for index, (adapters, strength) in enumerate(stack):
+    for index in _summing_order(stack):
+        adapters, strength = stack[index]
         unused += adapters.unread
         taken: dict[str, Entry] = {}
         for entry in adapters.entries:
