@@ -74,8 +74,8 @@ def _counterexample(left: sympy.Expr, right: sympy.Expr, environment: ShapeEnv) 
 def _candidates(symbol: Any, environment: ShapeEnv) -> list[sympy.Integer]:
     """Sizes worth trying for a symbol: the small ones of its range, then some odd, prime and large ones."""
     bounds = environment.var_to_range.get(symbol)
-    low = int(bounds.lower) if bounds is not None and bounds.lower.is_finite else 0
-    high = int(bounds.upper) if bounds is not None and bounds.upper.is_finite else low + 10_000
+    low = int(bounds.lower) if bounds is not None and isinstance(bounds.lower, sympy.Integer) else 0
+    high = int(bounds.upper) if bounds is not None and isinstance(bounds.upper, sympy.Integer) else low + 10_000
     tried = [*range(low, low + 12), 17, 31, 64, 97, 255, 1024]
     return [sympy.Integer(size) for size in dict.fromkeys(tried) if low <= size <= high]
 

@@ -1,0 +1,98 @@
+"""Who may import whom, and that packages in pyproject are the folders on disk."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOW = {"errors", "program", "report", "show", "symbolic", "verify", "layers", "rewrite", "files"}
+MAY: dict[str, set[str]] = {
+    "errors": set(),
+    "report": set(),
+    "program": {"errors", "report"},
+    "layers": {"program"},
+    "symbolic": set(),
+    "show": set(),
+    "files": {"errors"},
+    "verify": {"errors", "program", "show", "symbolic"},
+    "rewrite": {"errors", "program", "verify", "rewrite"},
+    "families": {"errors", "families"},
+    "adapters": {"families"},
+    "names": set(),
+    "binding": {"adapters", "errors", "families", "names", "report"},
+    "formats": {"adapters", "errors", "families", "formats"},
+    "capture": {"capture", "errors", "layers", "program"},
+    "passes": LOW | {"adapters", "binding", "families", "pipeline"},
+    "pipeline": {"errors", "program", "verify"},
+    "live": LOW | {"binding", "families"},
+    "checkpoint": LOW | {"binding", "families", "formats"},
+}
+
+
+def modules() -> list[Path]:
+    return [
+        p
+        for folder in ("lyc_fx", "passes")
+        for p in sorted((ROOT / folder).rglob("*.py"))
+        if "lyc_fx/passes" not in str(p)
+    ]
+
+
+def unit(path: Path) -> str:
+    """`lyc_fx/families/locon.py` → families; `lyc_fx/live.py` → live; `passes/fold.py` → passes."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "passes" if parts[0] == "passes" else parts[1]
+
+
+def imported(path: Path) -> set[str]:
+    """The units of lyc_fx that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lyc_fx":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lyc_fx.")}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    allowed = MAY.get(unit(path))
+    if allowed is None:
+        assert "cli" not in imported(path) or unit(path) in ("cli", "__main__"), "nothing but the entry knows the cli"
+    else:
+        assert imported(path) <= allowed
+
+
+def test_no_pass_imports_another() -> None:
+    for path in (ROOT / "passes").glob("*.py"):
+        assert "passes" not in imported(path), path
+
+
+def test_packages_are_the_folders_on_disk() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "lyc_fx").rglob("__init__.py")} | {
+        "lyc_fx.passes"
+    }
+    assert set(settings["packages"]) == folders
+    assert (ROOT / "lyc_fx" / "passes").resolve() == ROOT / "passes"
+
+
+def test_the_bare_name_passes_is_not_imported() -> None:
+    for path in modules():
+        assert not [
+            n
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Import) and n.names[0].name == "passes"
+        ]
+
+
+def test_the_package_imports_alone() -> None:
+    code = "import lyc_fx, lyc_fx.families; assert len(lyc_fx.families.FAMILIES) >= 3; print(lyc_fx.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
