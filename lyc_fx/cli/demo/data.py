@@ -27,13 +27,14 @@ class Data:
         """The folder that was given, or that of this checkout. Raises BadFile, saying where it looked."""
         inside = Path("examples", "minilm")
         places = [folder] if folder else [Path(lyc_fx.__file__).resolve().parents[1] / inside, Path.cwd() / inside]
+        faults = []
         for place in places:
             found = cls(place, name)
-            if all(file.is_file() for file in found._files):
+            missing = [file.name for file in found._files if not file.is_file()]
+            if not missing:
                 return found
-        looked = " and ".join(map(str, places))
-        wanted = ", ".join(file.name for file in found._files)
-        raise BadFile(f"the demo's data ({wanted}) is not in {looked}; name the checkout's examples/minilm with --data")
+            faults.append(f"{place} lacks {', '.join(missing)}")
+        raise BadFile(f"{' and '.join(faults)}; name a checkout's examples/minilm with --data")
 
     @property
     def adapter(self) -> Path:
