@@ -144,9 +144,10 @@ def _store(gm: GraphModule, node: Node, value: Tensor, names: dict[int, list[str
     new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
     live = {str(n.target) for n in gm.graph.find_nodes(op="get_attr") if n.users}
     same = facts(gm).aliases
-    others = [alias for alias in names.get(id(old), ()) if same.get(alias, alias) != name]
+    tied = {name, *names.get(id(old), ()), *(alias for alias, first in same.items() if first == name)}
+    others = [alias for alias in sorted(tied) if same.get(alias, alias) != name]
     kept = others if live.intersection(others) else []
-    for alias in {name, *names.get(id(old), ())}.difference(kept):
+    for alias in tied.difference(kept):
         set_tensor(gm, alias, new)
     report = facts(gm).report
     if kept and report is not None:

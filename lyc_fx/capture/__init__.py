@@ -68,11 +68,12 @@ def capture(
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Mapping[str, Any], shapes: Any
 ) -> ExportedProgram:
-    copy, mode = fake_copy(model, device_of(model, (args, kwargs)))
+    device = device_of(model, (args, kwargs))
+    copy, mode = fake_copy(model, device)
     spell_out(copy, bound)
     copy.register_forward_hook(lambda module, inputs, output: register(output))
     try:
-        args, kwargs = example((args, kwargs))
+        args, kwargs = example((args, kwargs), device)
         with mode, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)

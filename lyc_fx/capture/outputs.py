@@ -30,10 +30,16 @@ def register(value: Any, *, inputs: bool = False) -> None:
             _register(type(leaf))
 
 
-def example(inputs: Any) -> Any:
-    """A copy of inputs that a trace may change: models write to the caches that they are given."""
+def example(inputs: Any, device: torch.device) -> Any:
+    """A copy of inputs that a trace may change: models write to the caches that they are given.
+
+    Those on meta become tensors of `device`, where the program will run.
+    """
     views = {id(leaf): leaf.detach() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    return pytree.tree_map_only(Tensor, torch.clone, copy.deepcopy(inputs, views))
+    copied = copy.deepcopy(inputs, views)
+    return pytree.tree_map_only(
+        Tensor, lambda t: torch.zeros_like(t, device=device) if t.is_meta else t.clone(), copied
+    )
 
 
 def baked(value: Any) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from tests.zoo.adapted import called, pairs
 from tests.zoo.case import Case
 from tests.zoo.roads import SIZES, same
 
-_NAMES = ("bert", "gpt2", "t5", "resnet", "efficientnet", "sd15 unet", "attention")
+_NAMES = ("bert", "gpt2", "t5", "resnet", "efficientnet", "attention")
 _ALL = (*diffusers_models.CASES, *transformers_models.CASES, *torch_models.CASES)
 
 
