@@ -1,7 +1,7 @@
 """The checkpoint road: adapters folded into a safetensors file, without any model code."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.binding import Binding, Stack, Weight, bind, normalized
+from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import merged
-from lyc_fx.files import replacing, write_safetensors
+from lyc_fx.files import STORED, replacing, write_safetensors
 from lyc_fx.formats import load
 from lyc_fx.formats.container import opened
 from lyc_fx.report import Report
@@ -39,7 +40,8 @@ def fold_checkpoint(
     checkpoint does not say. One tensor at a time is in memory. The output appears under its name only when it is
     whole.
 
-    Raises BadFile and BadAdapter; then there is no output, and an older file of that name is as it was.
+    Raises BadFile, BadAdapter and Unsupported (a packed dtype); then there is no output, and an older file of that
+    name is as it was.
     """
     if isinstance(adapters, (str, os.PathLike)):
         adapters = load(adapters)
@@ -47,7 +49,8 @@ def fold_checkpoint(
     with ExitStack() as resources:
         source = resources.enter_context(opened(base))
         names = list(source.offset_keys())
-        weights = {name: _described(source, name, tuple(transposed)) for name in names}
+        patterns = _matching(tuple(transposed), names)
+        weights = {name: _described(source, name, patterns) for name in names}
         binding = bind(stack, weights, strict=strict)
         inputs = [base, *(adapter.source for adapter, _ in stack)]
         part = resources.enter_context(replacing(out, inputs))
@@ -58,11 +61,21 @@ def fold_checkpoint(
     return binding.report
 
 
+def _matching(patterns: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
+    """The patterns. Raises BadAdapter for one that matches nothing: a square weight would be merged the wrong way."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise BadAdapter(f"transposed: no weight matches {pattern!r}; the first is {next(iter(names), None)}")
+    return patterns
+
+
 def _described(source: Any, name: str, transposed: tuple[str, ...]) -> Weight:
     part = source.get_slice(name)
     shape = tuple(part.get_shape())
-    dtype = source.get_tensor(name).dtype if not shape else part[:0].dtype
-    return Weight(shape, dtype, len(shape) == 2 and any(fnmatchcase(name, pattern) for pattern in transposed))
+    code = part.get_dtype()
+    if code not in STORED:
+        raise Unsupported(f"{name} is stored as {code}, which lyc-fx cannot copy")
+    return Weight(shape, STORED[code], len(shape) == 2 and any(fnmatchcase(name, pattern) for pattern in transposed))
 
 
 def _folded(

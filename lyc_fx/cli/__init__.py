@@ -3,6 +3,7 @@
 import signal
 import sys
 import warnings
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +45,9 @@ def _top(
 def main() -> None:
     """Entry point."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on `kill` as on Ctrl-C
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name, or a terminal, may not be UTF-8
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # mypy takes *args for none
     app(prog_name="lyc-fx")
 

@@ -27,7 +27,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             f"{path}: not a whole safetensors file ({size} bytes; {error}). Download or save it again."
         ) from error
     with handle:
-        yield handle
+        try:
+            yield handle
+        except SafetensorError as error:
+            raise BadFile(f"{path}: {error}") from error
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,6 +1,7 @@
 """Whatever goes wrong: one clear message, an exit code, no traceback, no output, inputs as they were."""
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -49,6 +50,16 @@ def _pickled(files) -> Path:
     return path
 
 
+def _of_dtype(files, dtype: str, size: int) -> Path:
+    """A safetensors file with a tensor of 8×4 numbers in a dtype that torch does not have."""
+    layout = {
+        "fc.weight": {"dtype": "F32", "shape": [6, 4], "data_offsets": [0, 96]},
+        "x": {"dtype": dtype, "shape": [8, 4], "data_offsets": [96, 96 + size]},
+    }
+    header = json.dumps(layout).encode()
+    return _written(files, "odd.st", len(header).to_bytes(8, "little") + header + bytes(96 + size))
+
+
 def _linked(files) -> Path:
     path = files.folder / "link.safetensors"
     path.symlink_to(files.base)
@@ -80,6 +91,16 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
         ["cut.st: not a whole safetensors file (300 bytes"],
     ),
     "empty file": (lambda f: _fold(f.base, _written(f, "e.st", b""), f.out), 1, ["e.st: not a whole safetensors file"]),
+    "packed dtype": (
+        lambda f: _fold(_of_dtype(f, "F4", 16), f.lokr, f.out),
+        1,
+        ["x is stored as F4, which lyc-fx cannot copy"],
+    ),
+    "adapter of a packed dtype": (
+        lambda f: _fold(f.base, _of_dtype(f, "F6_E2M3", 24), f.out),
+        1,
+        ["odd.st: Dtype not understood: F6_E2M3"],
+    ),
     "no adapter at all": (lambda f: _fold(f.base, f.base, f.out), 1, ["none of its 4 keys is of a known adapter"]),
     "unmatched key": (
         lambda f: _fold(f.base, _renamed(f, "block_0_conv", "block_1_conv"), f.out),
@@ -127,6 +148,11 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
         lambda f: _fold(f.base, f.locon, f.out, "--exclude", "lora_te_*"),
         1,
         ["no module matches 'lora_te_*'", "lycoris_"],
+    ),
+    "transposed without a match": (
+        lambda f: _fold(f.base, f.locon, f.out, "--transposed", "h.*.weight"),
+        1,
+        ["transposed: no weight matches 'h.*.weight'"],
     ),
     "nothing left": (lambda f: _fold(f.base, f.locon, f.out, "--exclude", "*"), 1, ["leave no adapter"]),
     "no adapter named": (lambda f: ["fold", f.base, "-o", f.out], 2, ["ADAPTER"]),
