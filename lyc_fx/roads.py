@@ -26,8 +26,8 @@ def lower(adapted: GraphModule, plan: Plan | None = None) -> GraphModule:
     """Make an adapted program quick to run unfolded.
 
     Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
-    stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`). `lyc_fx.history(result)` says how often each pass fired, and
-    why rules did not.
+    stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`).
+    `lyc_fx.history(result)` says how often each pass fired, and why rules did not.
     """
     chosen = (plan or Plan.default(adapted)).chains
     tidy = pipeline.find("canonicalize")
