@@ -44,7 +44,8 @@ def capture(
     `model` may be any `nn.Module`, also one from `torch.fx.symbolic_trace`, or an `ExportedProgram` (which
     needs no `args`). `dynamic_shapes` says which sizes may vary: `"auto"`, or names per input such as
     `{"sample": "batch _ height width"}` with `_` for a size that stays, or what `torch.export` takes.
-    Sizes that are fixed all the same raise a SpecializedDimension warning that names them.
+    Sizes that are fixed all the same raise a SpecializedDimension warning that names them; with `"auto"` only those
+    that the example fixes by a size of 1 or 0.
 
     A captured program takes the arguments of its example: other Python values, another dtype or other optional
     arguments need another capture. Raises CaptureError.
@@ -61,7 +62,7 @@ def capture(
     program = _export(model, args, kwargs, bound, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
     if shapes is not None:
-        warn_of_specialized(gm, shapes)
+        warn_of_specialized(gm, shapes, small=dynamic_shapes == "auto")
     return gm
 
 
@@ -70,9 +71,9 @@ def _export(
 ) -> ExportedProgram:
     device = device_of(model, (args, kwargs))
     copy, mode = fake_copy(model, device)
-    spell_out(copy, bound)
-    copy.register_forward_hook(lambda module, inputs, output: register(output))
     try:
+        spell_out(copy, bound)
+        copy.register_forward_hook(lambda module, inputs, output: register(output))
         args, kwargs = example((args, kwargs), device)
         with mode, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

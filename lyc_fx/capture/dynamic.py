@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import CaptureError
@@ -27,10 +27,10 @@ def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
     Raises CaptureError.
     """
-    signature = inspect.signature(model.forward)
     try:
+        signature = inspect.signature(model.forward)
         bound = dict(signature.bind(*args, **kwargs).arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CaptureError(f"{type(model).__name__}.forward does not take these inputs: {error}") from error
     variadic = [p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     for name in variadic:
@@ -114,7 +114,8 @@ def _nested(value: Any, of_tensor: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(value, Mapping):
         return {name: _nested(inner, of_tensor, (*path, name)) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nested(inner, of_tensor, (*path, i)) for i, inner in enumerate(value)]
+        made = [_nested(inner, of_tensor, (*path, i)) for i, inner in enumerate(value)]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
     return None
 
 
@@ -126,8 +127,11 @@ def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
     return shapes
 
 
-def warn_of_specialized(gm: GraphModule, shapes: Any) -> None:
-    """Warn with the name of each dimension that was to vary and that the captured program fixed."""
+def warn_of_specialized(gm: GraphModule, shapes: Any, *, small: bool) -> None:
+    """Warn with the name of each dimension that was to vary and that the captured program fixed.
+
+    With `small` only of those that the example made fixed by having size 1 or 0 there.
+    """
     wanted, inputs = _leaves(shapes), list(gm.graph.find_nodes(op="placeholder"))
     if len(wanted) != len(inputs):
         return  # shapes in another form of torch.export, which says itself what it cannot keep
@@ -138,7 +142,7 @@ def warn_of_specialized(gm: GraphModule, shapes: Any) -> None:
             fixed += [
                 f"{node.target}.shape[{i}] = {value.shape[i]}"
                 for i, dim in spec.items()
-                if dim is not None and not isinstance(value.shape[i], torch.SymInt)
+                if dim is not None and is_concrete_int(value.shape[i]) and (not small or value.shape[i] < 2)
             ]
     if fixed:
         warnings.warn(
