@@ -1,6 +1,7 @@
 """Models of diffusers and transformers, as their libraries build them: with caches and output classes."""
 
 import pytest
+import torch
 
 import lyc_fx
 from tests.zoo import diffusers_models, transformers_models
@@ -16,7 +17,6 @@ def test_library_model(case: Case) -> None:
 
 def test_timm_model() -> None:
     timm = pytest.importorskip("timm")
-    import torch
 
     def inputs(size: int) -> dict[str, torch.Tensor]:
         return {"x": torch.randn(2 + size, 3, 32, 32)}

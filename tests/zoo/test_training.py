@@ -8,9 +8,9 @@ import torch
 import lyc_fx
 from lyc_fx import pipeline
 from tests.zoo import diffusers_models, torch_models, transformers_models
-from tests.zoo.adapted import called, pairs
+from tests.zoo.adapted import adapters_for, called, pairs
 from tests.zoo.case import Case
-from tests.zoo.roads import SIZES, same
+from tests.zoo.roads import SIZES, STRENGTH, same, weights_of
 
 _NAMES = ("bert", "gpt2", "t5", "resnet", "efficientnet", "attention")
 _ALL = (*diffusers_models.CASES, *transformers_models.CASES, *torch_models.CASES)
@@ -42,12 +42,9 @@ def test_training_program(case: Case) -> None:
 
 
 def test_evaluation_program_of_adapted_training_program() -> None:
-    """Splice, evaluate and fold commute with what eager does."""
+    """An adapted training program evaluates to what the live road makes of the model in eval mode."""
     case = next(case for case in _ALL if case.name == "resnet")
     model = case.model(train=True)
-    from tests.zoo.adapted import adapters_for
-    from tests.zoo.roads import STRENGTH, weights_of
-
     adapters = adapters_for(weights_of(case, model), torch.float64)
     captured = lyc_fx.capture(model, (), case.call(0), case.shapes)
     folded = lyc_fx.fold(pipeline.run(lyc_fx.splice(captured, adapters, STRENGTH), pipeline.find("evaluate")))
