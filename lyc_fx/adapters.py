@@ -1,6 +1,7 @@
 """`AdapterSet`: what an adapter file holds, before it meets a model."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -10,7 +11,13 @@ from typing import Self, final
 
 import torch
 
-from lyc_fx.families import Adapter
+from lyc_fx.families import Adapter, Convention
+
+NamePattern = str | re.Pattern[str]
+
+
+def _matches(pattern: NamePattern, name: str) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else pattern.fullmatch(name) is not None
 
 
 @final
@@ -42,16 +49,17 @@ class AdapterSet:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def select(self, *patterns: str) -> Self:
-        """The entries whose module (as in the file) matches one of the fnmatch patterns.
+    def select(self, *patterns: NamePattern) -> Self:
+        """The entries whose module (as in the file) matches one of the patterns: fnmatch texts, or compiled
+        regular expressions that match the whole name.
 
         `adapters.select("lora_unet_*")` is the part for the UNet of a file that also holds text encoders.
         """
-        return self._keep(lambda name: any(fnmatchcase(name, p) for p in patterns))
+        return self._keep(lambda name: any(_matches(p, name) for p in patterns))
 
-    def exclude(self, *patterns: str) -> Self:
-        """The entries whose module (as in the file) matches none of the fnmatch patterns."""
-        return self._keep(lambda name: not any(fnmatchcase(name, p) for p in patterns))
+    def exclude(self, *patterns: NamePattern) -> Self:
+        """The entries whose module (as in the file) matches none of the patterns."""
+        return self._keep(lambda name: not any(_matches(p, name) for p in patterns))
 
     def _keep(self, wanted: Callable[[str], bool]) -> Self:
         return replace(
@@ -60,13 +68,19 @@ class AdapterSet:
             unread=tuple(key for key in self.unread if wanted(key.split(".")[0]) or wanted(key.rpartition(".")[0])),
         )
 
+    def in_convention(self, convention: Convention) -> Self:
+        """The same adapters with another meaning of strengths between 0 and 1."""
+        changed = [replace(e, adapter=replace(e.adapter, convention=convention)) for e in self.entries]
+        return replace(self, entries=tuple(changed))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, alphas and factors: the same for the same adapters, whatever the file."""
         total = hashlib.sha256()
         for entry in sorted(self.entries, key=lambda e: (e.module, e.leaf)):
             adapter = entry.adapter
-            total.update(repr((entry.module, entry.leaf, adapter.name, adapter.alpha)).encode())
+            numbers = [getattr(adapter, field) for field in adapter.scalars]
+            total.update(repr((entry.module, entry.leaf, adapter.name, adapter.alpha, numbers)).encode())
             for name, factor in adapter.factors().items():
                 total.update(repr((name, tuple(factor.shape), factor.dtype)).encode())
                 flat = factor.detach().to("cpu").contiguous().reshape(-1)

@@ -3,20 +3,18 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import torch
+from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter
+from lyc_fx.families import Adapter, merged
 from lyc_fx.names import PREFIXES, Names
 from lyc_fx.report import Applied, Report
-
-Stack = AdapterSet | Sequence[tuple[AdapterSet, float]]
-"""One adapter set, or several with a strength each"""
+from lyc_fx.stack import Stack
 
 _SHOWN = 20
 
@@ -46,6 +44,19 @@ class Bound:
     index: int
     """Which set of the stack it comes from"""
     strength: float
+    """Of the set"""
+    factor: float = 1.0
+    """What the block strengths say of this weight"""
+
+    @property
+    def total(self) -> float:
+        """The strength on this weight."""
+        return self.strength * self.factor
+
+    @property
+    def inert(self) -> bool:
+        """Whether this leaves the weight as it is, to the bit."""
+        return self.adapter.inert(self.total)
 
 
 @final
@@ -55,29 +66,28 @@ class Binding:
 
     targets: Mapping[str, tuple[Bound, ...]]
     report: Report
+    sequential: bool = False
 
+    def active(self, target: str) -> list[Bound]:
+        """What changes a weight."""
+        return [bound for bound in self.targets.get(target, ()) if not bound.inert]
 
-def normalized(adapters: Stack, strength: float) -> tuple[tuple[AdapterSet, float], ...]:
-    """Every form in which a stack may be given, as pairs in the order given. `strength` multiplies them all."""
-    pairs: list[tuple[Any, Any]] = [(adapters, 1.0)] if isinstance(adapters, AdapterSet) else list(adapters)
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], AdapterSet)):
-            raise TypeError("adapters must be what lyc_fx.load returns, or a list of (adapters, strength) pairs")
-    stack = tuple((each, float(factor) * float(strength)) for each, factor in pairs)
-    for each, factor in stack:
-        if not isfinite(factor):
-            raise BadAdapter(f"{each.source}: strength {factor} is not finite")
-    return stack
+    def merged(self, target: str, weight: Tensor, *, transposed: bool, compute: torch.dtype | None = None) -> Tensor:
+        """The weight with all its adapters; the weight itself where none is active."""
+        active = [(bound.adapter.to_device(weight.device), bound.total) for bound in self.active(target)]
+        if not active:
+            return weight
+        return merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
 
-
-def _summing_order(stack: Sequence[tuple[AdapterSet, float]]) -> list[int]:
-    """By digest, so that the same adapters give the same bits in whatever order they come."""
-    positions = list(range(len(stack)))
-    return positions if len(stack) < 2 else sorted(positions, key=lambda i: (stack[i][0].digest, stack[i][1]))
+    def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
+        """What speaks against this weight as the base of its adapters."""
+        base = (weight.t() if transposed else weight).to(torch.float32)
+        found = [bound.adapter.to_device(weight.device).to(torch.float32).doubt(base) for bound in self.active(target)]
+        return [f"{target}: {doubt}" for doubt in found if doubt is not None]
 
 
 def bind(
-    stack: Sequence[tuple[AdapterSet, float]],
+    stack: Stack,
     weights: Mapping[str, Weight],
     *,
     strict: bool,
@@ -96,8 +106,9 @@ def bind(
     unused: list[str] = []
     lost: list[tuple[AdapterSet, Entry]] = []
     faults: list[str] = []
-    for index in _summing_order(stack):
-        adapters, strength = stack[index]
+    for index in stack.order():
+        part = stack.parts[index]
+        adapters = part.adapters
         unused += adapters.unread
         taken: dict[str, Entry] = {}
         for entry in adapters.entries:
@@ -112,7 +123,8 @@ def bind(
                 faults.append(f"  {adapters.source}: {entry.module}: {fault}")
                 continue
             taken[target] = entry
-            targets[target].append(Bound(adapter, index, strength))
+            bound = Bound(adapter, index, part.strength, part.factor(target))
+            targets[target].append(bound)
             applied.append(
                 Applied(
                     target,
@@ -123,23 +135,26 @@ def bind(
                     adapter.rank,
                     adapter.alpha,
                     adapter.scale,
-                    strength,
+                    bound.total,
                     weights[target].shape,
                 )
             )
     if strict:
-        faults += [f"  {a.source}: {key}: no format reads this key" for a, _ in stack for key in a.unread]
+        for adapters in (part.adapters for part in stack.parts):
+            faults += [f"  {adapters.source}: {key}: no format reads this key" for key in adapters.unread]
+        faults += [f"  strength: no adapted weight matches {p!r}" for p in stack.idle_patterns(targets)]
         faults += _unmatched(lost, names)
     if faults:
         advice = "" if not (lost and strict) else f"\n{_advice(lost, [row.module for row in applied])}"
         raise BadAdapter("\n".join([f"{len(faults)} adapters cannot be applied:", *_shorten(faults)]) + advice)
-    return Binding({name: tuple(bound) for name, bound in targets.items()}, Report(tuple(applied), tuple(unused)))
+    report = Report(tuple(applied), tuple(unused))
+    return Binding({name: tuple(bound) for name, bound in targets.items()}, report, stack.sequential)
 
 
 def _fault(entry: Entry, found: list[str], rival: Entry | None, weight: Weight) -> str | None:
     if len(found) > 1:
         return f"the name is ambiguous, it may mean {' or '.join(found)}; rename the key to the dotted path"
-    if rival is not None:
+    if rival is not None and not (rival.module == entry.module and type(rival.adapter) is not type(entry.adapter)):
         return f"{found[0]} is named twice in this file, also by {rival.module}"
     if not weight.dtype.is_floating_point:
         return f"{found[0]} is stored as {weight.dtype}; adapters need a floating-point weight"

@@ -3,19 +3,21 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lyc_fx.binding import Binding, Stack, Weight, bind, normalized
+from lyc_fx.binding import Binding, Weight, bind
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families import merged
+from lyc_fx.families import Convention
 from lyc_fx.files import STORED, replacing, write_safetensors
 from lyc_fx.formats import load
 from lyc_fx.formats.container import opened
 from lyc_fx.report import Report
+from lyc_fx.stack import Adapters, Blocks, stacked
 
 Path_ = str | os.PathLike[str]
 Progress = Callable[[str, int], None]
@@ -24,41 +26,44 @@ Progress = Callable[[str, int], None]
 
 def fold_checkpoint(
     base: Path_,
-    adapters: Stack | Path_,
+    adapters: Adapters | Path_,
     out: Path_,
-    strength: float = 1.0,
+    strength: float | Blocks = 1.0,
     *,
     strict: bool = True,
+    convention: Convention = "interpolate",
+    sequential: bool = False,
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
     progress: Progress = lambda name, size: None,
 ) -> Report:
     """Fold adapters into a safetensors checkpoint: same keys, shapes, dtypes and metadata, merged weights.
 
-    `adapters` is a file, what `load` returned, or a list of (adapters, strength) pairs; `strength` multiplies
-    all. `transposed` lists fnmatch patterns of weights that are stored `(in, out)` (Conv1D of GPT-2), which a
-    checkpoint does not say. One tensor at a time is in memory. The output appears under its name only when it is
-    whole.
+    `adapters` is a file, what `load` returned, or a list of (adapters, strength) pairs; these, the strengths,
+    `convention` and `sequential` are as in `splice`. `transposed` lists fnmatch patterns of weights that are
+    stored `(in, out)` (Conv1D of GPT-2), which a checkpoint does not say. One tensor at a time is in memory. The
+    output appears under its name only when it is whole.
 
     Raises BadFile, BadAdapter and Unsupported (a packed dtype); then there is no output, and an older file of that
     name is as it was.
     """
     if isinstance(adapters, (str, os.PathLike)):
         adapters = load(adapters)
-    stack = normalized(adapters, strength)
+    stack = stacked(adapters, strength, convention=convention, sequential=sequential)
     with ExitStack() as resources:
         source = resources.enter_context(opened(base))
         names = list(source.offset_keys())
         patterns = _matching(tuple(transposed), names)
         weights = {name: _described(source, name, patterns) for name in names}
         binding = bind(stack, weights, strict=strict)
-        inputs = [base, *(adapter.source for adapter, _ in stack)]
-        part = resources.enter_context(replacing(out, inputs))
+        inputs = [base, *(part.adapters.source for part in stack.parts)]
+        target = resources.enter_context(replacing(out, inputs))
         layout = {name: (weights[name].dtype, weights[name].shape) for name in names}
-        with part.open("wb") as file:
-            tensors = _folded(source, names, binding, weights, compute, progress)
+        with target.open("wb") as file:
+            notes: list[str] = []
+            tensors = _folded(source, names, binding, weights, compute, progress, notes)
             write_safetensors(file, layout, tensors, source.metadata() or {})
-    return binding.report
+    return replace(binding.report, notes=tuple(notes))
 
 
 def _matching(patterns: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
@@ -85,11 +90,13 @@ def _folded(
     weights: Mapping[str, Weight],
     compute: torch.dtype | None,
     progress: Progress,
+    notes: list[str],
 ) -> Iterator[tuple[str, Tensor]]:
     for name in names:
         tensor = source.get_tensor(name)
-        active = [(b.adapter, b.strength) for b in binding.targets.get(name, ()) if b.strength != 0]
-        if active:
-            tensor = merged(tensor, active, transposed=weights[name].transposed, compute=compute)
+        if binding.active(name):
+            turned = weights[name].transposed
+            notes += binding.doubts(name, tensor, transposed=turned)
+            tensor = binding.merged(name, tensor, transposed=turned, compute=compute)
         yield name, tensor
         progress(name, tensor.numel() * tensor.element_size())

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lyc_fx.binding import Stack, Weight, bind, normalized
+from lyc_fx.binding import Weight, bind
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import merged
+from lyc_fx.families import Convention
 from lyc_fx.program import aliases, module_aliases
 from lyc_fx.report import Report
+from lyc_fx.stack import Adapters, Blocks, stacked
 
 
 @final
@@ -32,31 +33,40 @@ class _Slot:
 
 @torch.no_grad()
 def merge(
-    model: nn.Module, adapters: Stack, strength: float = 1.0, *, strict: bool = True, compute: torch.dtype | None = None
+    model: nn.Module,
+    adapters: Adapters,
+    strength: float | Blocks = 1.0,
+    *,
+    strict: bool = True,
+    convention: Convention = "interpolate",
+    sequential: bool = False,
+    compute: torch.dtype | None = None,
 ) -> Report:
     """Merge adapters into a model's parameters, in place: `W ← round(W + Σ change(W, strength))`.
 
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
     dtype than float64). Everything is checked before anything is changed. A parameter that is tied to another
-    module's, which no adapter names, is untied, and the report says so.
+    module's, which no adapter names, is untied, and the report says so. Adapters, strengths, `convention` and
+    `sequential` are as in `splice`.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, and Unsupported for weights
     on the meta device.
     """
-    stack = normalized(adapters, strength)
+    stack = stacked(adapters, strength, convention=convention, sequential=sequential)
     slots, notes = _slots(model)
     same = module_aliases(model)
     binding = bind(stack, {n: s.weight for n, s in slots.items() if n not in same}, strict=strict, aliases=same)
     empty = [name for name in binding.targets if slots[name].read().is_meta]
     if empty:
         raise Unsupported(f"{empty[0]} is on the meta device: load the model's weights before merging")
-    for name, bound in binding.targets.items():
-        active = [(b.adapter.to_device(slots[name].read().device), b.strength) for b in bound if b.strength != 0]
-        if active:
-            slot = slots[name]
-            slot.write(merged(slot.read(), active, transposed=slot.transposed, compute=compute))
-    changed = [note for name, note in notes.items() if name in binding.targets]
-    return replace(binding.report, notes=tuple(changed))
+    said = []
+    for name in binding.targets:
+        if binding.active(name):
+            slot, weight = slots[name], slots[name].read()
+            said += binding.doubts(name, weight, transposed=slot.transposed)
+            slot.write(binding.merged(name, weight, transposed=slot.transposed, compute=compute))
+            said += [notes[name]] if name in notes else []
+    return replace(binding.report, notes=tuple(said))
 
 
 def _slots(model: nn.Module) -> tuple[dict[str, _Slot], dict[str, str]]:

@@ -3,23 +3,41 @@
 from torch.fx import GraphModule
 
 from lyc_fx import pipeline
-from lyc_fx.binding import Stack, normalized
+from lyc_fx.families import Convention
 from lyc_fx.plan import Plan
 from lyc_fx.program import facts
 from lyc_fx.report import Report
+from lyc_fx.stack import Adapters, Blocks, stacked
 
 
-def splice(gm: GraphModule, adapters: Stack, strength: float = 1.0, *, strict: bool = True) -> GraphModule:
+def splice(
+    gm: GraphModule,
+    adapters: Adapters,
+    strength: float | Blocks = 1.0,
+    *,
+    strict: bool = True,
+    convention: Convention = "interpolate",
+    sequential: bool = False,
+) -> GraphModule:
     """Splice adapters into a captured program, in weight space: `W` becomes `round(W + Σ change)`.
 
-    `adapters` is what `load` returned, or a list of (adapters, strength) pairs; `strength` multiplies all. The
-    factors are parameters of the result, each set's strength is the buffer `lyc_fx.<set>.strength`; filling it
-    with another value changes the program without a recompile. At strength 0 nothing is inserted.
+    `adapters` is what `load` returned, or a list of (adapters, strength) pairs; `strength` multiplies all. A
+    strength may also be a mapping from fnmatch patterns over the model's weight names to factors ("block
+    weights"): `{"*.attn1.*": 0.5, "*": 1}`, of which the first that matches counts.
+
+    Strength 0 is the base to the bit and 1 the trained effect, for every family; in between, the family's
+    documented interpolation, or with `convention="lycoris"` that of LyCORIS. Changes are relative to the base
+    weight and summed, in whatever order they come; with `sequential=True` each set is applied to what the ones
+    before it left.
+
+    The factors are parameters of the result, and the strength of the n-th set is the buffer `lyc_fx.<n>.strength`;
+    filling it with another value changes the program without a recompile. At strength 0 nothing is inserted.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit; with `strict=False` those
     without a weight become entries of `lyc_fx.report(result)`.
     """
-    return pipeline.run(gm, pipeline.find("splice", stack=normalized(adapters, strength), strict=strict))
+    stack = stacked(adapters, strength, convention=convention, sequential=sequential)
+    return pipeline.run(gm, pipeline.find("splice", stack=stack, strict=strict))
 
 
 def lower(adapted: GraphModule, plan: Plan | None = None) -> GraphModule:

@@ -64,15 +64,17 @@ def _widened(emit: Emit, m: Bindings) -> Node | Miss:
 
 
 def _swap(emit: Emit, m: Bindings) -> Node | Miss:
-    if not (_dense(m["last"]) and not _dense(m["x"])):
+    if _looseness(m["last"]) >= _looseness(m["x"]):
         return Miss("in order", 1)
     return emit(aten.add.Tensor, emit(aten.add.Tensor, m["rest"], m["last"]), m["x"])
 
 
-def _dense(term: Node) -> bool:
-    """Whether a term is a scaled product of two full tensors, which has no form but the dense one."""
-    factor = term.args[0] if term.target is aten.mul.Tensor else None
-    return isinstance(factor, Node) and factor.target is aten.mul.Tensor
+def _looseness(term: Node) -> int:
+    """How likely a term of a sum is to leave the weight for the activations, from what it is a multiple of."""
+    product = term.args[0] if term.target is aten.mul.Tensor else None
+    if not isinstance(product, Node):
+        return 0
+    return 2 if product.target in (aten.matmul.default, *_RESHAPES) else int(product.target is aten.kron.default)
 
 
 X = Var("x", lambda value: None if isinstance(value, Node) else "not a node")

@@ -5,8 +5,8 @@ and all of W's users are pointed at the result. Factors become parameters `lyc_f
 each set's strength is one 0-dim float64 buffer `lyc_fx.<set>.strength`, which a program may change later.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -15,22 +15,22 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.adapters import AdapterSet
-from lyc_fx.binding import Bound, Weight, bind
+from lyc_fx.binding import Binding, Bound, Weight, bind
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import Adapter, merged
+from lyc_fx.families import merged
 from lyc_fx.layers import COMPUTED, stored_transposed
 from lyc_fx.pipeline import done
-from lyc_fx.program import BANK, facts, fake_mode, owner, remember, weights
+from lyc_fx.program import BANK, facts, fake_mode, get_tensor, owner, remember, weights
 from lyc_fx.rewrite import Emit
+from lyc_fx.stack import Stack
 
 
 @final
 @dataclass(frozen=True)
 class Splice(PassBase):
-    """Options: the adapter sets with their strengths; whether a key without a weight is an error."""
+    """Options: the adapter sets, their strengths and how they combine; whether a key without a weight is an error."""
 
-    stack: Sequence[tuple[AdapterSet, float]]
+    stack: Stack
     strict: bool = True
 
     def call(self, gm: GraphModule) -> PassResult:
@@ -43,20 +43,27 @@ class Splice(PassBase):
         strengths: dict[int, Node] = {}
         first = next(iter(gm.graph.nodes))
         fired, notes = 0, []
-        for name, bound in binding.targets.items():
-            active = [b for b in bound if b.strength != 0]
-            if name not in targets:
+        for name in binding.targets:
+            active, target = binding.active(name), targets.get(name)
+            if target is None:
                 notes.append(f"{name} is not read by the captured graph: its adapters have no effect here")
-            elif active and targets[name].users:
+            elif active and target.users:
                 for b in active:
                     if b.index not in strengths:
-                        buffer = torch.tensor(b.strength, dtype=torch.float64, device=_device(gm, targets[name]))
+                        buffer = torch.tensor(b.strength, dtype=torch.float64, device=_device(target))
                         strengths[b.index] = Emit(gm, at=first, like=first).tensor(f"{BANK}.{b.index}.strength", buffer)
-                _splice(gm, name, targets[name], active, described[name].transposed, strengths, traces)
+                notes += _doubts(gm, target, name, binding)
+                _splice(gm, name, target, active, strengths, traces, sequential=binding.sequential)
                 fired += 1
-        report = binding.report
-        remember(gm, report=type(report)(report.applied, report.unused, tuple(notes)))
+        remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)
+
+
+def _doubts(gm: GraphModule, target: Node, name: str, binding: Binding) -> list[str]:
+    """What speaks against a weight as the base of its adapters, where it has values."""
+    if target.op != "get_attr" or (weight := get_tensor(gm, str(target.target)).detach()).is_meta:
+        return []
+    return binding.doubts(name, weight, transposed=stored_transposed(target))
 
 
 def _targets(gm: GraphModule) -> dict[str, Node]:
@@ -85,7 +92,7 @@ def _describe(node: Node) -> Weight:
     return Weight(tuple(map(int, value.shape)), value.dtype, stored_transposed(node))
 
 
-def _device(gm: GraphModule, node: Node) -> torch.device:
+def _device(node: Node) -> torch.device:
     value: Tensor = node.meta["val"]
     return value.device
 
@@ -95,42 +102,49 @@ def _splice(
     name: str,
     weight: Node,
     bound: Sequence[Bound],
-    transposed: bool,
     strengths: dict[int, Node],
     traces: dict[Any, Graph],
+    *,
+    sequential: bool,
 ) -> None:
     users = list(weight.users)
     emit = Emit(gm, at=weight.next, like=users[0])
-    device = _device(gm, weight)
-    adapters = [b.adapter.to_device(device) for b in bound]
-    key = (_describe(weight), weight.meta["val"].device, tuple(a.structure() for a in adapters))
+    adapters = [b.adapter.to_device(_device(weight)) for b in bound]
+    described, factors = _describe(weight), tuple(b.factor for b in bound)
+    key = (described, _device(weight), factors, tuple(a.structure() for a in adapters))
     inputs = {"weight": weight}
     for position, (b, adapter) in enumerate(zip(bound, adapters, strict=True)):
         inputs[f"strength_{position}"] = strengths[b.index]
         for field, factor in adapter.factors().items():
             parameter = nn.Parameter(factor.detach(), requires_grad=factor.is_floating_point())
-            inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{name}.{field}", parameter)
+            several = sum(other.index == b.index for other in bound) > 1
+            path = f"{name}.{adapter.name}" if several else name
+            inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{path}.{field}", parameter)
     if key not in traces:
-        traces[key] = _trace({n: node.meta["val"] for n, node in inputs.items()}, adapters, transposed, gm)
+
+        def formula(at: dict[str, Tensor]) -> Tensor:
+            stack = [
+                (a.with_factors({f: at[f"{f}_{i}"] for f in a.factors()}), _times(at[f"strength_{i}"], factors[i]))
+                for i, a in enumerate(adapters)
+            ]
+            return merged(at["weight"], stack, transposed=described.transposed, sequential=sequential)
+
+        traces[key] = _trace(gm, formula, {n: node.meta["val"] for n, node in inputs.items()})
     result = emit.inline(traces[key], inputs)
     for user in users:
         user.replace_input_with(weight, result)
 
 
-def _trace(inputs: dict[str, Tensor], adapters: Sequence[Adapter], transposed: bool, gm: GraphModule) -> Graph:
-    """The formula that every road uses, as a graph with placeholders named like `inputs`."""
+def _times(strength: Tensor, factor: float) -> Tensor:
+    return strength if factor == 1 else strength * factor
+
+
+def _trace(gm: GraphModule, formula: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Graph:
+    """A formula of named tensors as a graph with placeholders of these names."""
     names = list(inputs)
-
-    def formula(*values: Tensor) -> Tensor:
-        at = dict(zip(names, values, strict=True))
-        stack = [
-            (a.with_factors({f: at[f"{f}_{i}"] for f in a.factors()}), at[f"strength_{i}"])
-            for i, a in enumerate(adapters)
-        ]
-        return merged(at["weight"], stack, transposed=transposed)
-
     with fake_mode(gm), torch.no_grad():
-        graph = make_fx(formula, pre_dispatch=True)(*inputs.values()).graph
+        traced = make_fx(lambda *values: formula(dict(zip(names, values, strict=True))), pre_dispatch=True)
+        graph = traced(*inputs.values()).graph
     graph.eliminate_dead_code()
     for name, placeholder in zip(names, list(graph.find_nodes(op="placeholder")), strict=True):
         placeholder.target = name

@@ -25,6 +25,13 @@ class Conv1D(nn.Module):
         return flat.reshape(*x.shape[:-1], -1)
 
 
+def randomized(layer: nn.Module) -> nn.Module:
+    """A layer whose parameters are not the ones and zeros that it starts with."""
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, 1.0, 0.2)
+    return layer
+
+
 class Layers(nn.Module):
     """One layer under the name `layer`."""
 

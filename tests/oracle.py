@@ -1,7 +1,7 @@
-"""The closed formulas, written out by hand in float64, apart from the library's code: ΔW before strength.
+"""The closed formulas, written out by hand in float64, apart from the library's code.
 
-Factors come by their key suffix in a LyCORIS file. Each formula works on any kernel, with sums spelt out by
-einsum over (out o, in i, kernel κ flattened as k).
+Factors come by their key suffix in a LyCORIS file. Sums are spelt out by einsum over (out o, in i, kernel κ
+flattened as k); rotations are built as dense matrices, row by row.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,35 @@ from lyc_fx.families import Adapter
 Factors = Mapping[str, Tensor]
 
 
+def factors_of(adapter: Adapter) -> dict[str, Tensor]:
+    return {adapter.suffixes[n]: f.detach().double() for n, f in adapter.factors().items()}
+
+
 def delta(adapter: Adapter, shape: tuple[int, ...]) -> Tensor:
-    """ΔW at strength 1, in float64, from the adapter's factors alone."""
-    factors = {adapter.suffixes[n]: f.detach().double() for n, f in adapter.factors().items()}
-    return ORACLES[adapter.name](factors, adapter.alpha, shape).reshape(shape)
+    """ΔW of an additive adapter at strength 1, in float64, from its factors alone."""
+    return ADDITIVE[adapter.name](factors_of(adapter), adapter.alpha, shape).reshape(shape)
+
+
+def adapted(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
+    """W' in float64: what every road must give before it rounds."""
+    base, factors, alpha = weight.detach().double(), factors_of(adapter), adapter.alpha
+    if adapter.name in BASED:
+        numbers = {suffix: getattr(adapter, field) for field, suffix in adapter.scalars.items()}
+        return BASED[adapter.name](base, factors | numbers, alpha, strength).reshape(base.shape)
+    change = delta(adapter, tuple(base.shape))
+    if "dora_scale" not in factors:
+        return base + strength * change
+    return base + strength * (_dora(base + change, factors["dora_scale"]) - base)
+
+
+def _dora(merged: Tensor, magnitude: Tensor) -> Tensor:
+    columns = magnitude.dim() == merged.dim() and magnitude.shape[0] == 1 and magnitude.shape[1] == merged.shape[1]
+    spread = merged.transpose(0, 1) if columns and magnitude.numel() != merged.shape[0] else merged
+    rows = [
+        row * m / (row.square().sum().sqrt() + 2.0**-23) for row, m in zip(spread, magnitude.flatten(), strict=True)
+    ]
+    result = torch.stack(rows)
+    return result.transpose(0, 1) if spread is not merged else result
 
 
 def _locon(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
@@ -57,8 +82,87 @@ def _lokr(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
     return scale * torch.einsum("lm,ank->lamnk", w1, w2)
 
 
-ORACLES: dict[str, Callable[[Factors, float | None, tuple[int, ...]], Tensor]] = {
+def _full(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
+    return f["diff"]
+
+
+def _norm(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
+    return f["w_norm"]
+
+
+def _ia3(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    factor, result = f["weight"].flatten(), w.clone()
+    inner, per_group = w.shape[1], w.shape[0] * w.shape[1] // factor.numel()
+    for o in range(w.shape[0]):
+        for i in range(inner):
+            group = o // per_group if f["on_input"] else 0
+            result[o, i] *= 1 + strength * factor[group * inner + i if f["on_input"] else o]
+    return result
+
+
+def _glora(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    a1, a2, b1, b2 = (f[f"{name}.weight"].flatten(1) for name in ("a1", "a2", "b1", "b2"))
+    scale = 1.0 if not alpha else alpha / a1.shape[1]
+    mixed = torch.einsum("oik,ir,rj->ojk", w.flatten(2) if w.dim() > 2 else w.unsqueeze(-1), a1, a2)
+    return w + strength * scale * (mixed.reshape(w.shape) + torch.einsum("or,rc->oc", b1, b2).reshape(w.shape))
+
+
+def _rotations(blocks: Tensor, alpha: float | None, out: int, strength: float) -> list[Tensor]:
+    """I + s (R - I) for each block, in the order of the flattened leading dimensions."""
+    skew = blocks - blocks.transpose(-1, -2)
+    norm = skew.square().sum().sqrt() + 1e-8
+    if alpha and norm > alpha * out:
+        skew = skew * (alpha * out / norm)
+    identity = torch.eye(blocks.shape[-1], dtype=torch.float64)
+    flat = skew.reshape(-1, *blocks.shape[-2:])
+    return [identity + strength * ((identity + q) @ torch.linalg.inv(identity - q) - identity) for q in flat]
+
+
+def _rescaled(w: Tensor, f: Factors, strength: float) -> Tensor:
+    if "rescale" not in f:
+        return w
+    return torch.stack([row * (1 + strength * (r - 1)) for row, r in zip(w, f["rescale"].flatten(), strict=True)])
+
+
+def _oft(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    dense = torch.block_diag(*(r.t() for r in _rotations(f["oft_blocks"], alpha, w.shape[0], strength)))
+    return _rescaled((dense @ w.flatten(1)).reshape(w.shape), f, strength)
+
+
+def _boft(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    stages, count, size, _ = f["oft_blocks"].shape
+    rotations, rows = _rotations(f["oft_blocks"], alpha, w.shape[0], strength), w.flatten(1)
+    for stage in range(stages):
+        stride = 2**stage * size // 2
+        # Row (c, g, k) of the weight stands at (c, k, g) among the rows that the blocks see.
+        pairs = [(c, k) for c in range(len(w) // (2 * stride)) for k in range(stride)]
+        order = [c * 2 * stride + g * stride + k for c, k in pairs for g in (0, 1)]
+        turned = torch.block_diag(*rotations[stage * count : (stage + 1) * count]) @ rows[order]
+        rows = torch.empty_like(rows)
+        rows[order] = turned
+    return _rescaled(rows.reshape(w.shape), f, strength)
+
+
+def _tlora(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    q, p, lam = f["q_layer.weight"].flatten(1), f["p_layer.weight"].flatten(1), f["lambda_layer"].flatten()
+    rank, base = len(lam), w.flatten(1)
+    values, vectors = torch.linalg.eigh(base.t() @ base)  # the right singular vectors, apart from signs
+    top = vectors[:, values.argsort(descending=True)[:rank]]
+    change = torch.einsum("or,r,ri->oi", p, lam, q) - base @ top @ top.t()
+    return w + (strength * (1.0 if not alpha else alpha / rank) * change).reshape(w.shape)
+
+
+ADDITIVE: dict[str, Callable[[Factors, float | None, tuple[int, ...]], Tensor]] = {
     "locon": _locon,
     "loha": _loha,
     "lokr": _lokr,
+    "full": _full,
+    "norm": _norm,
+}
+BASED: dict[str, Callable[[Tensor, Factors, float | None, float], Tensor]] = {
+    "ia3": _ia3,
+    "glora": _glora,
+    "diag-oft": _oft,
+    "boft": _boft,
+    "tlora": _tlora,
 }

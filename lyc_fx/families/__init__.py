@@ -6,10 +6,20 @@ from pkgutil import iter_modules
 
 import torch
 
-from lyc_fx.families.adapter import Adapter, Additive, Shape, Strength
+from lyc_fx.families.adapter import Adapter, Additive, Convention, Shape, Strength
 from lyc_fx.families.merged import compute_dtype, merged
 
-__all__ = ["FAMILIES", "Adapter", "Additive", "Shape", "Strength", "compute_dtype", "merged", "random_adapter"]
+__all__ = [
+    "FAMILIES",
+    "Adapter",
+    "Additive",
+    "Convention",
+    "Shape",
+    "Strength",
+    "compute_dtype",
+    "merged",
+    "random_adapter",
+]
 
 
 def _families() -> tuple[type[Adapter], ...]:
@@ -41,4 +51,4 @@ def random_adapter(
     """
     shapes = family.factor_shapes(shape, layout or family.layouts[0], rank)
     factors = {n: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for n, s in shapes.items()}
-    return family(alpha=alpha, **factors)
+    return family(alpha=alpha, **family.random_scalars(rank), **factors)  # type: ignore[arg-type]  # its own fields

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from lyc_fx.errors import BadAdapter
 
 Shape = Sequence[int]
+Convention = Literal["interpolate", "lycoris"]
+"""What a strength between 0 and 1 means to families that are not linear in it: see `docs/strength.md`"""
 Strength = float | Tensor
 """The user's multiplier: a Python number, or a 0-dim tensor where a program may change it later."""
 
@@ -25,15 +27,22 @@ class Adapter(ABC):
     - `name`: the algorithm's name;
     - `suffixes`: for each factor (a field), its key suffix in a LyCORIS file;
     - `layouts`: the sets of factors that make a complete adapter;
+    - `bias_suffixes`: the same as `suffixes` where the adapter is one of a module's bias;
+    - `scalars`: fields that are one number each, with their key suffix;
+    - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
     - `factor_shapes`, `fit` and `apply`.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[Mapping[str, str]]
+    bias_suffixes: ClassVar[Mapping[str, str]] = {}
+    scalars: ClassVar[Mapping[str, str]] = {}
+    alpha_bounds: ClassVar[bool] = False
     layouts: ClassVar[tuple[frozenset[str], ...]]
 
     alpha: float | None = None
     """Numerator of the scale, as stored (LyCORIS: 0-dim float tensor); None where the file has none."""
+    convention: Convention = "interpolate"
 
     @abstractmethod
     def fit(self, shape: Shape) -> None:
@@ -43,9 +52,9 @@ class Adapter(ABC):
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         """The adapted weight. Factors and weight have one floating dtype; strength 1 is the trained effect."""
 
-    @abstractmethod
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         """`apply(weight, strength) - weight`, so that several adapters can be summed relative to the base."""
+        return self.apply(weight, strength) - weight
 
     @classmethod
     @abstractmethod
@@ -56,14 +65,19 @@ class Adapter(ABC):
         """
 
     @property
-    @abstractmethod
-    def rank(self) -> int | None:
-        """r, read from the factors' shapes; None where the family (or the layout) has none."""
+    def additive(self) -> bool:
+        """Whether the effect is `W + strength · ΔW` with a ΔW that does not depend on W's values."""
+        return False
 
     @property
-    @abstractmethod
+    def rank(self) -> int | None:
+        """r, read from the factors' shapes; None where the family (or the layout) has none."""
+        return None
+
+    @property
     def variant(self) -> str:
         """The layout in the field's words, such as "tucker"; "" for the plain one."""
+        return ""
 
     @property
     def uses_alpha(self) -> bool:
@@ -77,10 +91,23 @@ class Adapter(ABC):
             return 1.0
         return self.alpha / self.rank
 
+    def inert(self, strength: float) -> bool:
+        """Whether this strength leaves every weight as it is."""
+        return strength == 0
+
+    def doubt(self, weight: Tensor) -> str | None:
+        """Why this may not be the base weight that the adapter was trained on; None where nothing says so."""
+        return None
+
+    @classmethod
+    def random_scalars(cls, rank: int) -> dict[str, float]:
+        """Values of `scalars` for a random adapter."""
+        return {}
+
     @final
     def factors(self) -> dict[str, Tensor]:
         """The factors that are present, by field name, in the order of the fields."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.suffixes}
+        named = {name: getattr(self, name) for name in self.suffixes}
         return {name: factor for name, factor in named.items() if factor is not None}
 
     @final
@@ -103,7 +130,8 @@ class Adapter(ABC):
     def structure(self) -> tuple[Any, ...]:
         """All that the traced formula depends on besides the factors' values."""
         shapes = tuple((n, tuple(f.shape), f.dtype) for n, f in self.factors().items())
-        return (type(self), self.alpha, shapes)
+        rest = tuple(getattr(self, f.name) for f in fields(self) if f.name not in self.suffixes)
+        return (type(self), shapes, rest)
 
     @final
     def check(self) -> None:
@@ -117,18 +145,32 @@ class Adapter(ABC):
         if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
             raise BadAdapter(f"alpha is {self.alpha}")
 
+    @final
+    def written(self, leaf: str) -> dict[str, Tensor]:
+        """The inverse of `read`: tensors by key suffix, of an adapter of a module's `weight` or `bias`."""
+        suffixes = self.bias_suffixes if leaf == "bias" else self.suffixes
+        tensors = {suffixes[name]: factor for name, factor in self.factors().items()}
+        numbers = {suffix: torch.tensor(int(getattr(self, field))) for field, suffix in self.scalars.items()}
+        alpha = {} if self.alpha is None else {"alpha": torch.tensor(self.alpha, dtype=torch.float32)}
+        return tensors | numbers | alpha
+
     @classmethod
     @final
-    def read(cls, tensors: Mapping[str, Tensor], alpha: float | None = None) -> Self:
+    def read(
+        cls, tensors: Mapping[str, Tensor], alpha: float | None = None, suffixes: Mapping[str, str] | None = None
+    ) -> Self:
         """From tensors by key suffix. Raises BadAdapter, naming the suffixes, unless they are one layout."""
-        given = frozenset(field for field, suffix in cls.suffixes.items() if suffix in tensors)
+        suffixes = cls.suffixes if suffixes is None else suffixes
+        given = frozenset(field for field, suffix in suffixes.items() if suffix in tensors)
         if given not in cls.layouts:
             nearest = min(cls.layouts, key=lambda layout: (len(layout ^ given), sorted(layout)))
-            missing = [cls.suffixes[f] for f in cls.suffixes if f in nearest - given]
-            extra = [cls.suffixes[f] for f in cls.suffixes if f in given - nearest]
+            missing = [suffixes[f] for f in suffixes if f in nearest - given]
+            extra = [suffixes[f] for f in suffixes if f in given - nearest]
             said = [f"without {', '.join(missing)}"] * bool(missing) + [f"with {', '.join(extra)}"] * bool(extra)
             raise BadAdapter(f"{cls.name} {' and '.join(said)} is not complete")
-        return cls(alpha=alpha, **{field: tensors[cls.suffixes[field]] for field in given})
+        numbers = {field: number(tensors[suffix]) for field, suffix in cls.scalars.items() if suffix in tensors}
+        made: dict[str, Any] = numbers | {field: tensors[suffixes[field]] for field in given}
+        return cls(alpha=alpha, **made)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,18 +181,27 @@ class Additive(Adapter):
     def product(self, shape: Shape) -> Tensor:
         """The product of the factors before scale and strength, in the weight's shape."""
 
+    @property
+    def additive(self) -> bool:
+        return True
+
     @final
     def delta(self, shape: Shape) -> Tensor:
         """ΔW at strength 1."""
         return self.product(shape) * self.scale
 
-    @final
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         return self.product(weight.shape) * (strength * self.scale)
 
-    @final
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight + self.change(weight, strength)
+
+
+def number(tensor: Tensor) -> float:
+    """The value of a tensor of one element. Raises BadAdapter for another count."""
+    if tensor.numel() != 1:
+        raise BadAdapter(f"a number is expected, not {tensor.numel()} values")
+    return float(tensor)
 
 
 def expect(what: str, given: Shape, wanted: Shape) -> None:

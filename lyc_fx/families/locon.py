@@ -6,13 +6,14 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive, Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.adapter import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.tensors import low_rank, matrix, tucker
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LoCon(Additive):
+class LoCon(Decomposable):
     """`ΔW = alpha/r · up @ down`, or with a Tucker core `mid`:
     `ΔW[o,i,κ] = alpha/r · Σ_pq up[o,p] · mid[p,q,κ] · down[q,i]`.
 
@@ -21,8 +22,8 @@ class LoCon(Additive):
     """
 
     name = "locon"
-    suffixes = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"}
-    layouts = (frozenset({"up", "down"}), frozenset({"up", "down", "mid"}))
+    suffixes = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight", **DORA}
+    layouts = decomposed(frozenset({"up", "down"}), frozenset({"up", "down", "mid"}))
 
     up: Tensor
     """`(out, r, 1…)`"""
@@ -37,9 +38,9 @@ class LoCon(Additive):
 
     @property
     def variant(self) -> str:
-        return "" if self.mid is None else "tucker"
+        return self.with_dora("" if self.mid is None else "tucker")
 
-    def fit(self, shape: Shape) -> None:
+    def fit_product(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         if self.mid is None:
             expect("lora_up.weight as a matrix", flat_shape(self.up), (out, self.rank))
@@ -58,7 +59,7 @@ class LoCon(Additive):
         return tucker(self.mid, matrix(self.up), matrix(self.down))
 
     @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+    def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         out, inner, *kernel = shape
         ones = [1] * len(kernel)
         if "mid" not in layout:

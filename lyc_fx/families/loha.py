@@ -6,13 +6,14 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive, Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.adapter import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.tensors import low_rank, tucker
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LoHa(Additive):
+class LoHa(Decomposable):
     """`ΔW = alpha/r · (w1_a @ w1_b) ⊙ (w2_a @ w2_b)`; with Tucker cores
     `ΔW = alpha/r · T1 ⊙ T2`, `Tx[o,i,κ] = Σ_pq tx[p,q,κ] · wx_a[p,o] · wx_b[q,i]`.
 
@@ -28,8 +29,9 @@ class LoHa(Additive):
         "w2_b": "hada_w2_b",
         "t1": "hada_t1",
         "t2": "hada_t2",
+        **DORA,
     }
-    layouts = (
+    layouts = decomposed(
         frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}),
         frozenset({"w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"}),
     )
@@ -50,9 +52,9 @@ class LoHa(Additive):
 
     @property
     def variant(self) -> str:
-        return "" if self.t1 is None else "tucker"
+        return self.with_dora("" if self.t1 is None else "tucker")
 
-    def fit(self, shape: Shape) -> None:
+    def fit_product(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         sides = ((1, self.w1_a, self.w1_b, self.t1), (2, self.w2_a, self.w2_b, self.t2))
         for index, left, right, core in sides:
@@ -74,7 +76,7 @@ class LoHa(Additive):
         return tucker(self.t1, self.w1_a.t(), self.w1_b) * tucker(self.t2, self.w2_a.t(), self.w2_b)
 
     @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+    def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         out, inner, taps = matrix_dims(shape)
         if "t1" not in layout:
             left, right = (out, rank), (rank, inner * taps)

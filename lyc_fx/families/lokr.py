@@ -8,7 +8,8 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive, Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.adapter import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.tensors import kronecker, low_rank, tucker
 
 _LEFT = (frozenset({"w1"}), frozenset({"w1_a", "w1_b"}))
@@ -17,7 +18,7 @@ _RIGHT = (frozenset({"w2"}), frozenset({"w2_a", "w2_b"}), frozenset({"w2_a", "w2
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LoKr(Additive):
+class LoKr(Decomposable):
     """`ΔW = s · w1 ⊗ w2`: `ΔW[l·k+k', m·n+n', κ] = s · w1[l,m] · w2[k',n',κ]`, out = l·k, in/groups = m·n.
 
     w1 is full or `w1_a @ w1_b`; w2 is full, `w2_a @ w2_b`, or a Tucker product
@@ -34,8 +35,9 @@ class LoKr(Additive):
         "w2_a": "lokr_w2_a",
         "w2_b": "lokr_w2_b",
         "t2": "lokr_t2",
+        **DORA,
     }
-    layouts = tuple(left | right for left, right in combinations(_LEFT, _RIGHT))
+    layouts = decomposed(*(left | right for left, right in combinations(_LEFT, _RIGHT)))
 
     w1: Tensor | None = None
     """`(l, m)`"""
@@ -65,7 +67,7 @@ class LoKr(Additive):
     def variant(self) -> str:
         left = "full w1" if self.w1 is not None else "low-rank w1"
         right = "full w2" if self.w2 is not None else "low-rank w2" if self.t2 is None else "tucker w2"
-        return f"{left}, {right}"
+        return self.with_dora(f"{left}, {right}")
 
     def _left_shape(self) -> tuple[int, int]:
         """`(l, m)`"""
@@ -82,10 +84,10 @@ class LoKr(Additive):
         assert self.w2_a is not None
         return self.w2_a.shape[0 if self.t2 is None else 1]
 
-    def fit(self, shape: Shape) -> None:
+    def fit_product(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         for name, factor in self.factors().items():
-            if factor.dim() < 2:
+            if factor.dim() < 2 and name != "magnitude":
                 raise BadAdapter(f"{self.suffixes[name]} is {tuple(factor.shape)}, not a matrix")
         (left, m), k = self._left_shape(), self._right_rows()
         if left * k != out or inner % m:
@@ -127,7 +129,7 @@ class LoKr(Additive):
         return tucker(self.t2, self.w2_a.t(), self.w2_b)
 
     @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+    def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         out, inner, *kernel = shape
         (left, k), (m, n) = factorization(out), factorization(inner)
         taps = matrix_dims(shape)[2]

@@ -23,8 +23,11 @@ def merged(
     *,
     transposed: bool = False,
     compute: torch.dtype | None = None,
+    sequential: bool = False,
 ) -> Tensor:
     """`round(W + Σ change_i(W, strength_i))`: every change relative to the base, one rounding at the end.
+
+    `sequential`: each adapter is applied to what the ones before it left, still with one rounding at the end.
 
     `transposed` is for weights that are stored `(in, out)`, as in Conv1D of GPT-2. `compute` (default
     `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape and dtype.
@@ -33,11 +36,11 @@ def merged(
     base = weight if weight.dtype == dtype else weight.to(dtype)
     base = base.t() if transposed else base
     ready = [(adapter.to(dtype), strength) for adapter, strength in stack]
-    if len(ready) == 1:
-        total = ready[0][0].apply(base, ready[0][1])
-    else:
-        total = base
-        for adapter, strength in ready:
+    total = base
+    for adapter, strength in ready:
+        if sequential or len(ready) == 1:
+            total = adapter.apply(total, strength)
+        else:
             total = total + adapter.change(base, strength)
     total = total.t() if transposed else total
     return total if weight.dtype == dtype else total.to(weight.dtype)

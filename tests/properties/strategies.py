@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 from hypothesis import strategies as st
-from nets import Conv1D, Layers
+from nets import Conv1D, Layers, randomized
 from torch import Tensor, nn
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -38,8 +38,12 @@ class Layer:
 @st.composite
 def layers(draw: st.DrawFn) -> Layer:
     """Linear, Conv1D, and convolutions with any stride, dilation, groups, padding and padding mode."""
-    kind = draw(st.sampled_from(["linear", "addmm", "conv", "conv"]))
+    kind = draw(st.sampled_from(["linear", "addmm", "conv", "conv", "norm"]))
     torch.manual_seed(draw(st.integers(0, 2**16)))
+    if kind == "norm":
+        channels = draw(st.integers(2, 9))
+        norm = draw(st.sampled_from([nn.LayerNorm(channels), nn.RMSNorm(channels), nn.LayerNorm(channels, bias=False)]))
+        return Layer(Layers(randomized(norm)).double(), (3, 4, channels), (True, draw(st.booleans()), False))
     if kind != "conv":
         inner, out = draw(st.integers(1, 14)), draw(st.integers(1, 14))
         lead = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))

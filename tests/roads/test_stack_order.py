@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from nets import CASES, VARIANTS, one, random_for
+from nets import CASES, one, random_for
 
 import lyc_fx
+from lyc_fx.families.locon import LoCon as LOCON
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_strength_buffers_stand_in_the_order_given(order: tuple[int, ...]) -> None:
     case = CASES[0]
-    sets = [one(random_for(VARIANTS[0], case.logical, seed=seed)) for seed in range(3)]
+    sets = [one(random_for((LOCON, LOCON.layouts[0]), case.logical, seed=seed)) for seed in range(3)]
     program = lyc_fx.capture(case.net(), (case.x(),))
     stack = [(sets[i], 0.1 + i) for i in order]
     adapted = lyc_fx.splice(program, stack)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from nets import CASES, VARIANTS, Case, one, random_for, variant_id
-from oracle import ORACLES, delta
+from oracle import ADDITIVE, BASED, adapted
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +19,7 @@ BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def test_every_family_has_an_oracle() -> None:
-    assert {family.name for family in FAMILIES} == set(ORACLES)
+    assert {family.name for family in FAMILIES} == {*ADDITIVE, *BASED}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -34,14 +34,14 @@ def test_roads_agree_with_the_closed_formula(case: Case, dtype: torch.dtype, tmp
         if adapter is None:
             continue
         adapters = one(adapter)
-        base = model.layer.weight.detach().double()
-        change = STRENGTH * delta(adapter, case.logical)
-        wanted = base + (change.t() if case.transposed else change)
+        base = model.layer.weight.detach()
+        wanted = adapted(adapter, base.t() if case.transposed else base, STRENGTH)
+        wanted = wanted.t() if case.transposed else wanted
 
         live = copy.deepcopy(model)
         lyc_fx.merge(live, adapters, STRENGTH)
-        adapted = lyc_fx.splice(program, adapters, STRENGTH)
-        folded = lyc_fx.fold(adapted)
+        spliced = lyc_fx.splice(program, adapters, STRENGTH)
+        folded = lyc_fx.fold(spliced)
         assert [step.fired for step in lyc_fx.history(folded)] == [1, 1]
         out = tmp_path / f"{seed}.safetensors"
         transposed = ("layer.weight",) if case.transposed else ()
@@ -62,7 +62,9 @@ def test_roads_agree_with_the_closed_formula(case: Case, dtype: torch.dtype, tmp
         assert torch.equal(live.layer.weight, weights["checkpoint"]["layer.weight"])
         for inputs in (x, case.x(dtype, extra=2)):
             assert torch.equal(folded(inputs), live(inputs))
-            assert torch.equal(adapted(inputs), live(inputs))
+            # With factors that require grad, matmul may sum in another order: seen only where nothing is rounded.
+            tolerance = 1e-12 if dtype == torch.float64 else 0
+            torch.testing.assert_close(spliced(inputs), live(inputs), rtol=tolerance, atol=tolerance)
             assert not torch.equal(folded(inputs), model(inputs))
 
 
@@ -91,11 +93,11 @@ def units_apart(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_low_precision_is_correctly_rounded_on_many_elements(variant, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    shape = (96, 60, 3, 3)
-    adapter = random_for(variant, shape, rank=8, alpha=3.0, dtype=torch.float32)
-    assert adapter is not None
-    model = torch.nn.Conv2d(60, 96, 3).to(dtype)
-    wanted = model.weight.detach().double() + STRENGTH * delta(adapter, shape)
+    shapes = ((96, 60, 3, 3), (96, 60), (5000,))
+    adapter, shape = next((a, s) for s in shapes if (a := random_for(variant, s, rank=8, alpha=3.0)) is not None)
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.randn(shape).to(dtype) / 8)
+    wanted = adapted(adapter, model.weight, STRENGTH)
     lyc_fx.merge(model, one(adapter, "lycoris_"), STRENGTH)
     rounded = wanted.to(dtype)
     assert units_apart(model.weight.detach(), rounded).max() <= 1

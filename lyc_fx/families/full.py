@@ -1,0 +1,39 @@
+"""Full: the whole difference of a weight or a bias (LyCORIS "full", ComfyUI `diff`, `diff_b`)."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.families.adapter import Additive, Shape, expect
+from lyc_fx.families.tensors import shaped
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Full(Additive):
+    """`ΔW = diff`, for a weight of any shape; `diff_b` likewise for the bias."""
+
+    name = "full"
+    suffixes = {"diff": "diff"}
+    bias_suffixes = {"diff": "diff_b"}
+    layouts = (frozenset({"diff"}),)
+
+    diff: Tensor
+
+    @property
+    def uses_alpha(self) -> bool:
+        return False
+
+    def fit(self, shape: Shape) -> None:
+        flat = (shape[0], prod(shape[1:])) if shape else ()
+        if tuple(self.diff.shape) != flat:  # an extraction's residual is stored as a matrix
+            expect("the difference", self.diff.shape, shape)
+
+    def product(self, shape: Shape) -> Tensor:
+        return shaped(self.diff, shape)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        return {"diff": tuple(shape)}

@@ -1,0 +1,86 @@
+"""GLoRA: a low-rank map of the weight itself besides a low-rank sum (arXiv:2306.07967, as in LyCORIS)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.families.adapter import Adapter, Shape, Strength, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.tensors import low_rank, matrix
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GLoRA(Adapter):
+    """`W' = W + s · alpha/r · (W·A + B)`, `A = a1 @ a2` over the input channels, `B = b1 @ b2`:
+    `(W·A)[o,j,κ] = Σ_i W[o,i,κ] · A[i,j]`.
+
+    Old files have the two matrices of each pair the other way round, `A = a2 @ a1`, `B = b2 @ b1`. Which it is
+    follows from the shapes; where both readings fit (r = in = out), it is the new one.
+    """
+
+    name = "glora"
+    suffixes = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
+    layouts = (frozenset({"a1", "a2", "b1", "b2"}),)
+
+    a1: Tensor
+    """`(in, r, 1…)`; old: `(r, in, 1…)`"""
+    a2: Tensor
+    """`(r, in, 1…)`; old: `(in, r, 1…)`"""
+    b1: Tensor
+    """`(out, r, 1…)`; old: `(r, in, *kernel)`"""
+    b2: Tensor
+    """`(r, in, *kernel)`; old: `(out, r, 1…)`"""
+
+    @property
+    def _old(self) -> bool:
+        """Whether each pair is stored the other way round: r is what a1 and b1 share, as columns or as rows."""
+        columns = self.a1.shape[1] == self.a2.shape[0] == self.b1.shape[1] == self.b2.shape[0]
+        rows = self.a1.shape[0] == self.a2.shape[1] == self.b1.shape[0] == self.b2.shape[1]
+        return rows and (not columns or self.a1.shape[0] < self.a1.shape[1])
+
+    @property
+    def rank(self) -> int:
+        return self.a1.shape[0 if self._old else 1]
+
+    @property
+    def variant(self) -> str:
+        return "old orientation" if self._old else ""
+
+    def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a1, a2, b1, b2 in the new orientation."""
+        return (self.a2, self.a1, self.b2, self.b1) if self._old else (self.a1, self.a2, self.b1, self.b2)
+
+    def fit(self, shape: Shape) -> None:
+        out, inner, taps = matrix_dims(shape)
+        a1, a2, b1, b2 = self._pairs()
+        expect("a1.weight as a matrix", flat_shape(a1), (inner, self.rank))
+        expect("a2.weight as a matrix", flat_shape(a2), (self.rank, inner))
+        expect("b1.weight as a matrix", flat_shape(b1), (out, self.rank))
+        expect("b2.weight as a matrix", flat_shape(b2), (self.rank, inner * taps))
+        expect_kernel("b2.weight", b2, shape)
+
+    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+        a1, a2, b1, b2 = map(matrix, self._pairs())
+        mixed = weight @ (a1 @ a2) if weight.dim() == 2 else self._mix(weight, a1 @ a2)
+        return (mixed + low_rank(b1, b2, weight.shape)) * (strength * self.scale)
+
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        return weight + self.change(weight, strength)
+
+    @staticmethod
+    def _mix(weight: Tensor, mixing: Tensor) -> Tensor:
+        """`Σ_i W[o,i,κ] · A[i,j]` for a convolution."""
+        return (mixing.t() @ weight.flatten(2)).reshape(weight.shape)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        matrix_dims(shape)
+        out, inner, *kernel = shape
+        ones = [1] * len(kernel)
+        return {
+            "a1": (inner, rank, *ones),
+            "a2": (rank, inner, *ones),
+            "b1": (out, rank, *ones),
+            "b2": (rank, inner, *kernel),
+        }

@@ -1,0 +1,39 @@
+"""Norm: the difference of a normalization layer's weight and bias (LyCORIS `train_norm`)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Additive, Shape, expect
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Norm(Additive):
+    """`ΔW = w_norm`, of LayerNorm, GroupNorm, RMSNorm or batch norm; `b_norm` likewise for the bias."""
+
+    name = "norm"
+    suffixes = {"difference": "w_norm"}
+    bias_suffixes = {"difference": "b_norm"}
+    layouts = (frozenset({"difference"}),)
+
+    difference: Tensor
+    """`(channels)`"""
+
+    @property
+    def uses_alpha(self) -> bool:
+        return False
+
+    def fit(self, shape: Shape) -> None:
+        expect("the difference", self.difference.shape, shape)
+
+    def product(self, shape: Shape) -> Tensor:
+        return self.difference
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        if len(shape) != 1:
+            raise BadAdapter("a normalization layer's weight has one dimension")
+        return {"difference": tuple(shape)}

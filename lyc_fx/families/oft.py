@@ -1,0 +1,43 @@
+"""Diag-OFT: one orthogonal block per group of output rows (arXiv:2306.07280, as in LyCORIS)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Shape, Strength
+from lyc_fx.families.lokr import factorization
+from lyc_fx.families.orthogonal import Orthogonal
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DiagOFT(Orthogonal):
+    """`W'[block j] = (I + s · (R_j - I))ᵀ · W[block j]`, out = n · b rows in n blocks of b."""
+
+    name = "diag-oft"
+    suffixes = {"blocks": "oft_blocks", "rescale": "rescale"}
+    layouts = (frozenset({"blocks"}), frozenset({"blocks", "rescale"}))
+
+    blocks: Tensor
+    """`(n, b, b)`: the generators B, before they are made skew"""
+
+    def fit_blocks(self, out: int) -> None:
+        if self.blocks.dim() != 3 or self.blocks.shape[0] * self.blocks.shape[1] != out:
+            raise BadAdapter(f"oft_blocks is {tuple(self.blocks.shape)}, the weight has {out} output rows")
+
+    def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
+        count, size = self.blocks.shape[:2]
+        rotation = self.partial_rotation(weight.shape[0], strength).transpose(-1, -2)
+        return (rotation @ weight.reshape([count, size, -1])).reshape(weight.shape)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        if len(shape) < 2:
+            raise BadAdapter("a rotation of rows needs a weight of at least two dimensions")
+        size, count = factorization(shape[0], rank)
+        if size == 1:  # a prime number of rows: blocks of 1 would rotate nothing
+            size, count = count, size
+        shapes = {"blocks": (count, size, size), "rescale": (shape[0], *(1 for _ in shape[1:]))}
+        return {name: shapes[name] for name in layout}

@@ -1,0 +1,84 @@
+"""What Diag-OFT and BOFT share: orthogonal blocks from skew ones, a bound on them, and a rescaling of rows."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Adapter, Shape, Strength, matrix_dims
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Orthogonal(Adapter):
+    """A family that rotates the output rows of the weight, and then rescales them.
+
+    The rotation follows the reference at every strength. The rescaling is `1 + s · (rescale - 1)`; convention
+    "lycoris" has `rescale` at every strength, also at 0. `alpha` is a bound (COFT), no scale: 0 is none.
+    """
+
+    alpha_bounds = True
+
+    blocks: Tensor
+    rescale: Tensor | None = None
+    """`(out, 1…)`"""
+
+    @abstractmethod
+    def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
+        """The weight with its rows rotated."""
+
+    @abstractmethod
+    def fit_blocks(self, out: int) -> None:
+        """Raise BadAdapter unless the blocks fit this many output rows."""
+
+    @property
+    def rank(self) -> int:
+        """The block size."""
+        return self.blocks.shape[-1]
+
+    @property
+    def scale(self) -> float:
+        return 1.0
+
+    @property
+    def variant(self) -> str:
+        said = [f"constraint {self.alpha:g}"] * bool(self.alpha) + ["rescale"] * (self.rescale is not None)
+        return ", ".join(said)
+
+    @final
+    def inert(self, strength: float) -> bool:
+        return strength == 0 and (self.rescale is None or self.convention == "interpolate")
+
+    @final
+    def fit(self, shape: Shape) -> None:
+        matrix_dims(shape)
+        if self.blocks.shape[-1] != self.blocks.shape[-2]:
+            raise BadAdapter(f"oft_blocks is {tuple(self.blocks.shape)}, its blocks are not square")
+        self.fit_blocks(shape[0])
+        if self.rescale is not None and self.rescale.numel() != shape[0]:
+            raise BadAdapter(f"rescale is {tuple(self.rescale.shape)}, the weight has {shape[0]} output rows")
+
+    @final
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        rotated = self.rotated(weight, strength)
+        if self.rescale is None:
+            return rotated
+        rescale = self.rescale.reshape([-1] + [1] * (weight.dim() - 1))
+        return rotated * (rescale if self.convention == "lycoris" else 1 + strength * (rescale - 1))
+
+    @final
+    def partial_rotation(self, out: int, strength: Strength) -> Tensor:
+        """`I + s · (R - I)` for each block, with Cayley's `R = (I + Q)(I - Q)⁻¹`, `Q = B - Bᵀ`.
+
+        With a constraint c, Q is shrunk to the norm `c · out` (over all blocks) where it exceeds that.
+        """
+        skew = self.blocks - self.blocks.transpose(-1, -2)
+        if self.alpha:
+            norm = torch.linalg.vector_norm(skew) + 1e-8
+            skew = skew * (self.alpha * out / norm).clamp(max=1.0)
+        identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+        # R commutes with (I - Q)⁻¹, so that solving from the left gives the same matrix.
+        rotation = torch.linalg.solve(identity - skew, identity + skew)
+        return identity + strength * (rotation - identity)

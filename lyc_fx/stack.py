@@ -1,0 +1,86 @@
+"""What the user asks for: adapter sets, each with a strength, and how they combine."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import isfinite
+from typing import Any, final
+
+from lyc_fx.adapters import AdapterSet
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families import Convention
+
+Blocks = Mapping[str, float]
+"""Factors by fnmatch pattern over the model's weight names; the first pattern that matches counts, else 1"""
+Adapters = AdapterSet | Sequence[tuple[AdapterSet, float | Blocks]]
+"""One adapter set, or several, each with a strength (a number, or factors by pattern)"""
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """One adapter set of a stack."""
+
+    adapters: AdapterSet
+    strength: float
+    blocks: tuple[Blocks, ...] = ()
+
+    def factor(self, weight: str) -> float:
+        """What the block strengths say of a weight."""
+        product = 1.0
+        for blocks in self.blocks:
+            product *= next((float(f) for pattern, f in blocks.items() if fnmatchcase(weight, pattern)), 1.0)
+        return product
+
+
+@final
+@dataclass(frozen=True)
+class Stack:
+    """Adapter sets in the order given.
+
+    Not sequential: every change is relative to the base weight, and the order means nothing. Sequential: each
+    set is applied to what the ones before it left.
+    """
+
+    parts: tuple[Part, ...]
+    sequential: bool = False
+
+    def order(self) -> list[int]:
+        """The order of summing: by digest, so that the same adapters give the same bits in whatever order."""
+        positions = list(range(len(self.parts)))
+        if self.sequential or len(positions) < 2:
+            return positions
+        return sorted(positions, key=lambda i: (self.parts[i].adapters.digest, self.parts[i].strength))
+
+    def idle_patterns(self, weights: Iterable[str]) -> list[str]:
+        """Block patterns that match none of the adapted weights: most likely misspelt."""
+        names = list(weights)
+        patterns = dict.fromkeys(p for part in self.parts for blocks in part.blocks for p in blocks)
+        return [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
+
+
+def stacked(
+    adapters: Adapters,
+    strength: float | Blocks = 1.0,
+    *,
+    convention: Convention = "interpolate",
+    sequential: bool = False,
+) -> Stack:
+    """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
+
+    Raises BadAdapter for a strength that is not finite, TypeError for what is no adapter set.
+    """
+    pairs: list[Any] = [(adapters, 1.0)] if isinstance(adapters, AdapterSet) else list(adapters)
+    parts = []
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], AdapterSet)):
+            raise TypeError("adapters must be what lyc_fx.load returns, or a list of (adapters, strength) pairs")
+        blocks = tuple(given for given in (pair[1], strength) if isinstance(given, Mapping))
+        value = 1.0
+        for given in (pair[1], strength):
+            value *= 1.0 if isinstance(given, Mapping) else float(given)
+        for factor in (value, *(f for each in blocks for f in each.values())):
+            if not isfinite(factor):
+                raise BadAdapter(f"{pair[0].source}: strength {factor} is not finite")
+        parts.append(Part(pair[0].in_convention(convention), value, blocks))
+    return Stack(tuple(parts), sequential)
