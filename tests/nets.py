@@ -92,7 +92,8 @@ CASES = (
         "conv3d", lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), (2, 4, 4, 5, 6), "batch _ depth height width"
     ),
 )
-VARIANTS = [(family, layout) for family in FAMILIES for layout in family.layouts]
+Variant = tuple[type[Adapter], frozenset[str]]
+VARIANTS: list[Variant] = [(family, layout) for family in FAMILIES for layout in family.layouts]
 
 
 def variant_id(value: object) -> str:
@@ -104,7 +105,7 @@ def variant_id(value: object) -> str:
 
 
 def random_for(
-    variant: tuple[type[Adapter], frozenset[str]],
+    variant: Variant,
     shape: tuple[int, ...],
     *,
     rank: int = 3,

@@ -60,6 +60,7 @@ class LoCon(Decomposable):
 
     @classmethod
     def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        matrix_dims(shape)
         out, inner, *kernel = shape
         ones = [1] * len(kernel)
         if "mid" not in layout:

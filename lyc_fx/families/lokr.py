@@ -130,9 +130,9 @@ class LoKr(Decomposable):
 
     @classmethod
     def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        taps = matrix_dims(shape)[2]
         out, inner, *kernel = shape
         (left, k), (m, n) = factorization(out), factorization(inner)
-        taps = matrix_dims(shape)[2]
         shapes: dict[str, tuple[int, ...]] = {
             "w1": (left, m),
             "w1_a": (left, rank),

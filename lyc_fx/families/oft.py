@@ -34,8 +34,8 @@ class DiagOFT(Orthogonal):
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        if len(shape) < 2:
-            raise BadAdapter("a rotation of rows needs a weight of at least two dimensions")
+        if len(shape) < 2 or shape[0] < 2:
+            raise BadAdapter("a rotation of rows needs a weight of at least two dimensions and rows")
         size, count = factorization(shape[0], rank)
         if size == 1:  # a prime number of rows: blocks of 1 would rotate nothing
             size, count = count, size

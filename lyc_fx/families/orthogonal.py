@@ -78,7 +78,7 @@ class Orthogonal(Adapter):
         if self.alpha:
             norm = torch.linalg.vector_norm(skew) + 1e-8
             skew = skew * (self.alpha * out / norm).clamp(max=1.0)
-        identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+        identity = torch.ones_like(skew[..., 0]).diag_embed()  # in whatever dtype the blocks are traced or run
         # R commutes with (I - Q)⁻¹, so that solving from the left gives the same matrix.
         rotation = torch.linalg.solve(identity - skew, identity + skew)
         return identity + strength * (rotation - identity)

@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 from hypothesis import strategies as st
-from nets import Conv1D, Layers, randomized
+from nets import Conv1D, Layers, Variant, random_for, randomized
 from torch import Tensor, nn
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -35,10 +35,17 @@ class Layer:
         return torch.randn(sizes, dtype=torch.float64)
 
 
+def layers_for(variant: Variant) -> st.SearchStrategy[Layer]:
+    """Layers of the kinds that a variant exists for."""
+    samples = {("linear", "addmm"): (12, 8), ("conv", "conv"): (12, 8, 1, 1), ("norm",): (12,)}
+    kinds = [kinds for kinds, shape in samples.items() if random_for(variant, shape) is not None]
+    return layers(tuple(kind for group in kinds for kind in group))
+
+
 @st.composite
-def layers(draw: st.DrawFn) -> Layer:
-    """Linear, Conv1D, and convolutions with any stride, dilation, groups, padding and padding mode."""
-    kind = draw(st.sampled_from(["linear", "addmm", "conv", "conv", "norm"]))
+def layers(draw: st.DrawFn, kinds: tuple[str, ...]) -> Layer:
+    """Linear, Conv1D, norms, and convolutions with any stride, dilation, groups, padding and padding mode."""
+    kind = draw(st.sampled_from(kinds))
     torch.manual_seed(draw(st.integers(0, 2**16)))
     if kind == "norm":
         channels = draw(st.integers(2, 9))
