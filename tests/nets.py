@@ -88,6 +88,10 @@ CASES = (
         (2, 6, 6, 7),
         "batch _ height width",
     ),
+    Case("conv2d-even", lambda: nn.Conv2d(6, 20, (2, 1)), (2, 6, 5, 7), "batch _ height width"),
+    Case("layer-norm", lambda: randomized(nn.LayerNorm(12)), (2, 5, 12), "batch sequence _"),
+    Case("group-norm", lambda: randomized(nn.GroupNorm(2, 12)), (2, 12, 5), "batch _ length"),
+    Case("rms-norm", lambda: randomized(nn.RMSNorm(12)), (2, 5, 12), "batch sequence _"),
     Case(
         "conv3d", lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), (2, 4, 4, 5, 6), "batch _ depth height width"
     ),

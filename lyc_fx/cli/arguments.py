@@ -1,10 +1,31 @@
-"""`ADAPTER[@STRENGTH]`, as the user types it."""
+"""`ADAPTER[@STRENGTH]` and `PATTERN=FACTOR`, as the user types them."""
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Self, final
 
 import typer
+
+
+class Convention(Enum):
+    """`lyc_fx.families.Convention` as a choice on the command line."""
+
+    interpolate = "interpolate"
+    lycoris = "lycoris"
+
+
+def parse_block(text: str) -> tuple[str, float]:
+    """`*attn1*=0.5` → its pattern and factor. Raises BadParameter."""
+    pattern, _, number = text.rpartition("=")
+    try:
+        return (pattern, float(number)) if pattern else _no_block(text)
+    except ValueError:
+        return _no_block(text)
+
+
+def _no_block(text: str) -> tuple[str, float]:
+    raise typer.BadParameter(f"{text}: a block is PATTERN=FACTOR, such as '*attn1*=0.5'")
 
 
 @final

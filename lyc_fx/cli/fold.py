@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from lyc_fx.cli.arguments import Wanted
+from lyc_fx.cli.arguments import Convention, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def command(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave out modules whose name in the file matches.")
     ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=FACTOR", help="Factor for weights whose name in BASE matches; the first counts."),
+    ] = None,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Apply each adapter to what those before it left, not to the base.")
+    ] = False,
+    convention: Annotated[
+        Convention, typer.Option(help="What strengths between 0 and 1 mean to DoRA and to rescaled OFT.")
+    ] = Convention.interpolate,
     transposed: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Weights that are stored (in, out), as in GPT-2's Conv1D."),
@@ -47,6 +57,7 @@ def command(
 ) -> None:
     """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights."""
     wanted = [Wanted.parse(text) for text in adapters]
+    blocks = dict(parse_block(text) for text in block or [])
     started = perf_counter()
     with working("loading the adapters", quiet=quiet):
         from lyc_fx import fold_checkpoint
@@ -55,7 +66,15 @@ def command(
     size = base.stat().st_size if base.is_file() else None
     with counting_bytes("folding", size, quiet=quiet) as progress:
         report = fold_checkpoint(
-            base, stack, out, strength, strict=strict, transposed=transposed or (), progress=progress
+            base,
+            [(file, value * strength) for file, value in stack],
+            out,
+            blocks or 1.0,
+            strict=strict,
+            convention=convention.value,
+            sequential=sequential,
+            transposed=transposed or (),
+            progress=progress,
         )
     seconds = perf_counter() - started
     if as_json:

@@ -44,8 +44,8 @@ class Orthogonal(Adapter):
 
     @property
     def variant(self) -> str:
-        said = [f"constraint {self.alpha:g}"] * bool(self.alpha) + ["rescale"] * (self.rescale is not None)
-        return ", ".join(said)
+        bound = f"constraint {self.alpha:g}" if self.alpha else ""
+        return ", ".join(filter(None, (bound, "rescale" if self.rescale is not None else "")))
 
     @final
     def inert(self, strength: float) -> bool:

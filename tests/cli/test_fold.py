@@ -128,3 +128,39 @@ def test_a_path_may_hold_an_at_sign(files, lyc) -> None:
     half = load_file(files.out)["fc.weight"].double()
     base = load_file(files.base)["fc.weight"].double()
     torch.testing.assert_close(half - base, (whole - base) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_are_factors_by_the_names_in_the_base(files, lyc) -> None:
+    said = lyc("fold", files.base, files.locon, "-o", files.out, "--block", "fc*=0.5", "--block", "*=0", "--json")
+    assert said.code == 0, said.err
+    assert {row["target"]: row["strength"] for row in json.loads(said.out)["applied"]} == {
+        "fc.weight": 0.5,
+        "block.0.conv.weight": 0.0,
+    }
+    before, after = load_file(files.base), load_file(files.out)
+    wanted = before["fc.weight"].double() + 0.5 * change(files.locon, "fc", before["fc.weight"])
+    assert torch.equal(after["fc.weight"], wanted.float())
+    assert torch.equal(after["block.0.conv.weight"], before["block.0.conv.weight"])
+
+
+def test_sequential_and_convention_reach_the_fold(files, lyc) -> None:
+    """An IA3 after a LoCon scales what the LoCon left; relative to the base it does not."""
+    ia3 = files.folder / "ia3.safetensors"
+    factor = torch.linspace(0.5, 2, 6)
+    save_file({"lycoris_fc.weight": factor, "lycoris_fc.on_input": torch.tensor(0)}, ia3)
+    before = load_file(files.base)["fc.weight"].double()
+    delta_ = change(files.locon, "fc", before)
+    common = ("fold", files.base, f"{files.locon}@0.5", ia3, "-o", files.out, "--convention", "lycoris")
+    for flags, wanted in {
+        (): before + 0.5 * delta_ + before * factor.double()[:, None],
+        ("--sequential",): (before + 0.5 * delta_) * (1 + factor.double()[:, None]),
+    }.items():
+        assert lyc(*common, *flags).code == 0
+        torch.testing.assert_close(load_file(files.out)["fc.weight"].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["fc", "=2", "fc=much"])
+def test_a_block_that_is_none_is_a_usage_error(text: str, files, lyc) -> None:
+    said = lyc("fold", files.base, files.locon, "-o", files.out, "--block", text)
+    assert said.code == 2 and "a block is PATTERN=FACTOR" in said.err
+    assert not files.out.exists()

@@ -159,3 +159,102 @@ def test_unreadable_files(tmp_path: Path) -> None:
         with pytest.raises(BadFile, match=message) as caught:
             lyc_fx.load(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_file_that_mixes_algorithms_biases_and_a_residual() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict(
+        {"fc": torch.nn.Linear(3, 5), "norm": torch.nn.LayerNorm(5), "out": torch.nn.Linear(5, 4)}
+    )
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    residual = torch.zeros(5, 3)
+    residual[1, 2], residual[4, 0] = 0.5, -2.0
+    sparse = residual.to_sparse()
+    tensors = keys() | {
+        "lycoris_fc.diff_b": torch.randn(5),
+        "lycoris_fc.bias_indices": sparse.indices().to(torch.int16),
+        "lycoris_fc.bias_values": sparse.values(),
+        "lycoris_fc.bias_size": torch.tensor([5, 3], dtype=torch.int16),
+        "lycoris_norm.w_norm": torch.randn(5),
+        "lycoris_norm.b_norm": torch.randn(5),
+        "lycoris_out.weight": torch.randn(5),
+        "lycoris_out.on_input": torch.tensor(1),
+    }
+    adapters = lyc_fx.load(tensors)
+    assert sorted(key for entry in adapters.entries for key in entry.keys) == sorted(tensors)
+    report = lyc_fx.merge(model, adapters, 0.7)
+    assert [(row.target, row.algorithm) for row in report.applied] == [
+        ("fc.weight", "locon"),
+        ("fc.bias", "full"),
+        ("fc.weight", "full"),
+        ("norm.weight", "norm"),
+        ("norm.bias", "norm"),
+        ("out.weight", "ia3"),
+    ]
+    up, down = tensors["lycoris_fc.lora_up.weight"], tensors["lycoris_fc.lora_down.weight"]
+    wanted = {
+        "fc.weight": base["fc.weight"] + 0.7 * (1.5 * up @ down + residual),
+        "fc.bias": base["fc.bias"] + 0.7 * tensors["lycoris_fc.diff_b"],
+        "norm.weight": base["norm.weight"] + 0.7 * tensors["lycoris_norm.w_norm"],
+        "norm.bias": base["norm.bias"] + 0.7 * tensors["lycoris_norm.b_norm"],
+        "out.weight": base["out.weight"] * (1 + 0.7 * tensors["lycoris_out.weight"]),
+        "out.bias": base["out.bias"],
+    }
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_that_the_layer_does_not_have_is_refused() -> None:
+    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 5, bias=False)})
+    with pytest.raises(BadAdapter, match="lycoris_fc: no such bias in the model"):
+        lyc_fx.merge(model, lyc_fx.load({"lycoris_fc.diff": torch.ones(5, 3), "lycoris_fc.diff_b": torch.ones(5)}))
+
+
+def test_blocks_of_three_dimensions_are_oft_and_of_four_boft() -> None:
+    for blocks, name in ((torch.randn(2, 3, 3), "diag-oft"), (torch.randn(2, 2, 4, 4), "boft")):
+        [entry] = lyc_fx.load({"x.oft_blocks": blocks, "x.alpha": torch.tensor(0.0)}).entries
+        assert entry.adapter.name == name and entry.adapter.scale == 1
+
+
+def test_a_checkpoint_is_no_adapter() -> None:
+    with pytest.raises(BadAdapter, match="none of its 2 keys is of a known adapter format"):
+        lyc_fx.load({"fc.weight": torch.ones(5, 3), "fc.bias": torch.ones(5)})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"x.bias_values": torch.ones(1)}, "a sparse residual without bias_indices, bias_size is not complete"),
+        (
+            {
+                "x.bias_indices": torch.tensor([[9], [0]]),
+                "x.bias_values": torch.ones(1),
+                "x.bias_size": torch.tensor([5, 3]),
+            },
+            r"do not lie within bias_size \(5, 3\)",
+        ),
+        ({"x.rescale": torch.ones(5, 1)}, "rescale without other factors is not complete"),
+        ({"x.dora_scale": torch.ones(5, 1)}, "dora_scale without other factors is not complete"),
+        ({"x.on_input": torch.tensor(1)}, "ia3 without weight is not complete"),
+        ({"x.diff": torch.ones(2), "x.w_norm": torch.ones(2)}, "several algorithms"),
+    ],
+)
+def test_what_is_incomplete_is_said(tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(BadAdapter, match=message):
+        lyc_fx.load(tensors)
+
+
+def test_glora_of_the_old_orientation_is_told_by_its_shapes() -> None:
+    torch.manual_seed(0)
+    a1, a2, b1, b2 = torch.randn(3, 2), torch.randn(2, 3), torch.randn(5, 2), torch.randn(2, 3)
+    new = {"x.a1.weight": a1, "x.a2.weight": a2, "x.b1.weight": b1, "x.b2.weight": b2, "x.alpha": torch.tensor(3.0)}
+    old = new | {"x.a1.weight": a2, "x.a2.weight": a1, "x.b1.weight": b2, "x.b2.weight": b1}
+    weights = []
+    for tensors in (new, old):
+        model = torch.nn.ModuleDict({"x": torch.nn.Linear(3, 5)})
+        torch.nn.init.ones_(model["x"].weight)
+        report = lyc_fx.merge(model, lyc_fx.load(tensors))
+        assert report.applied[0].scale == 1.5
+        weights.append(model["x"].weight.detach())
+    assert torch.equal(*weights)
+    torch.testing.assert_close(weights[0], 1 + 1.5 * (torch.ones(5, 3) @ a1 @ a2 + b1 @ b2))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import CASES, VARIANTS, Case, one, random_for, variant_id
+from nets import CASES, VARIANTS, Case, Variant, one, random_for, variant_id
 from oracle import ADDITIVE, BASED, adapted
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,6 +20,11 @@ BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 def test_every_family_has_an_oracle() -> None:
     assert {family.name for family in FAMILIES} == {*ADDITIVE, *BASED}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_every_variant_has_layers_to_be_tested_on(variant: Variant) -> None:
+    assert [case.name for case in CASES if random_for(variant, case.logical) is not None]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
