@@ -1,5 +1,6 @@
 """Against LyCORIS itself: files that it writes, its *forward* as the oracle (never its merge)."""
 
+import contextlib
 import copy
 import logging
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.errors import BadAdapter
 
 lycoris = pytest.importorskip("lycoris")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peer's own warnings
@@ -126,3 +128,26 @@ def test_where_the_references_merge_is_wrong_its_forward_rules(name: str, tmp_pa
     assert scale != 1
     change = ours.fc.weight - model.fc.weight
     torch.testing.assert_close(theirs.fc.weight - model.fc.weight, change * scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lokr tucker", "lokr unbalanced", "dora locon on input", "ia3", "dylora"])
+def test_files_that_lycoris_cannot_load_again(name: str, tmp_path: Path) -> None:
+    """It raises, or leaves modules out; here every module is read and fits."""
+    torch.manual_seed(0)
+    model = Net(groups=False).eval()
+    path = tmp_path / "adapter.safetensors"
+    options = ALGORITHMS.get(name, {"algo": "dylora", "block_size": 1, "conv_dim": 4})
+    written_by_lycoris(model, path, options)
+    theirs = 0
+    with contextlib.suppress(Exception):
+        theirs = len(lycoris.create_lycoris_from_weights(1.0, str(path), copy.deepcopy(model))[0].loras)
+    assert theirs < 5
+    report = lyc_fx.merge(copy.deepcopy(model), lyc_fx.load(path))
+    assert len({row.target for row in report.applied}) == 5
+
+
+def test_tlora_on_a_kernel_is_refused() -> None:
+    tensors = {"conv1.q_layer.weight": torch.randn(2, 12, 1), "conv1.p_layer.weight": torch.randn(20, 2, 1)}
+    adapters = lyc_fx.load(tensors | {"conv1.lambda_layer": torch.ones(1, 2)})
+    with pytest.raises(BadAdapter, match="T-LoRA of a k×k convolution has no defined effect"):
+        lyc_fx.merge(Net(), adapters)
