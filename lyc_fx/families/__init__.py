@@ -6,8 +6,9 @@ from pkgutil import iter_modules
 
 import torch
 
-from lyc_fx.families.adapter import Adapter, Additive, Convention, Shape, Strength
+from lyc_fx.families.adapter import Adapter, Additive, Convention, Strength
 from lyc_fx.families.merged import compute_dtype, merged
+from lyc_fx.families.shapes import Shape
 
 __all__ = [
     "FAMILIES",

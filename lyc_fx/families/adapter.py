@@ -1,7 +1,7 @@
 """What an adapter family is: named factors, the shapes that they may have, and one formula."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal, Self, final
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
+from lyc_fx.families.shapes import Shape
 
-Shape = Sequence[int]
 Convention = Literal["interpolate", "lycoris"]
 """What a strength between 0 and 1 means to families that are not linear in it: see `docs/strength.md`"""
 Strength = float | Tensor
@@ -202,31 +202,3 @@ def number(tensor: Tensor) -> float:
     if tensor.numel() != 1:
         raise BadAdapter(f"a number is expected, not {tensor.numel()} values")
     return float(tensor)
-
-
-def expect(what: str, given: Shape, wanted: Shape) -> None:
-    """Raise BadAdapter where a shape is not the one that the weight asks for."""
-    if tuple(given) != tuple(wanted):
-        raise BadAdapter(f"{what} is {tuple(given)}, the weight asks for {tuple(wanted)}")
-
-
-def matrix_dims(shape: Shape) -> tuple[int, int, int]:
-    """`(O, I, *K)` → O, I and the product of K. Raises BadAdapter for fewer than two dimensions."""
-    if len(shape) < 2:
-        raise BadAdapter(f"the weight has shape {tuple(shape)}: a factor product needs at least two dimensions")
-    taps = 1
-    for size in shape[2:]:
-        taps *= size
-    return shape[0], shape[1], taps
-
-
-def flat_shape(factor: Tensor) -> tuple[int, int]:
-    """Shape of `tensors.matrix(factor)`. Raises BadAdapter for fewer than two dimensions."""
-    rows, columns, taps = matrix_dims(factor.shape)
-    return rows, columns * taps
-
-
-def expect_kernel(what: str, factor: Tensor, shape: Shape) -> None:
-    """Raise BadAdapter where a factor that carries the kernel has another kernel than the weight."""
-    if factor.dim() == len(shape):
-        expect(f"the kernel of {what}", factor.shape[2:], shape[2:])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive, Shape, Strength
+from lyc_fx.families.adapter import Additive, Strength
+from lyc_fx.families.shapes import Shape
 
 DORA: Mapping[str, str] = {"magnitude": "dora_scale"}
 """The suffix that a family which may be decomposed adds to its own."""

@@ -6,7 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.families.adapter import Additive, Shape, expect
+from lyc_fx.families.adapter import Additive
+from lyc_fx.families.shapes import Shape, expect
 from lyc_fx.families.tensors import shaped
 
 

@@ -5,7 +5,8 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.families.adapter import Adapter, Shape, Strength, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix
 
 

@@ -6,8 +6,8 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Shape, expect, expect_kernel, flat_shape, matrix_dims
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
+from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
 from lyc_fx.families.tensors import low_rank, tucker
 
 

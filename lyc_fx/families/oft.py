@@ -6,9 +6,10 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Shape, Strength
+from lyc_fx.families.adapter import Strength
 from lyc_fx.families.lokr import factorization
 from lyc_fx.families.orthogonal import Orthogonal
+from lyc_fx.families.shapes import Shape
 
 
 @final

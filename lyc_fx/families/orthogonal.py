@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Adapter, Shape, Strength, matrix_dims
+from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.shapes import Shape, matrix_dims
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

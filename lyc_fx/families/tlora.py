@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Adapter, Shape, Strength, expect, flat_shape, matrix_dims
+from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.shapes import Shape, expect, flat_shape, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix, shaped
 
 _OVERLAP = 0.5
