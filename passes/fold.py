@@ -24,7 +24,7 @@ from lyc_fx.errors import InvalidGraph
 from lyc_fx.layers import COMPUTED
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
-from lyc_fx.rewrite import erase_unused
+from lyc_fx.rewrite import EMITTED, erase_unused
 
 _ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activations, where they are no constants)"
 
@@ -36,7 +36,7 @@ class Fold(PassBase):
 
     def call(self, gm: GraphModule) -> PassResult:
         constant = _constants(gm)
-        roots = [n for n in gm.graph.nodes if n in constant and _adapted(n) and not constant.issuperset(n.users)]
+        roots = [n for n in gm.graph.nodes if n in constant and _leaves_formula(n, constant) and _adapted(n)]
         names = aliases(gm)
         bases = {root: _base(root) for root in roots}
         for root, base in bases.items():
@@ -74,6 +74,12 @@ def _pure(node: Node) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
     return target is operator.getitem
+
+
+def _leaves_formula(node: Node, constant: set[Node]) -> bool:
+    """Whether something that splice did not insert reads this; constants of the model's own, such as a transposed
+    or sliced weight, stay as they are, and read the merged weight."""
+    return bool(node.meta.get(EMITTED)) and any(not u.meta.get(EMITTED) or u not in constant for u in node.users)
 
 
 def _in_bank(node: Node) -> bool:
