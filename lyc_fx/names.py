@@ -13,6 +13,12 @@ from typing import final
 PREFIXES = ("lycoris", "lora_unet", "lora_te", "lora_te1", "lora_te2", "lora_te3")
 """What LyCORIS and kohya put before a module's flattened path, with an underscore."""
 
+COMPONENTS = (
+    "base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "text_encoder.",
+    "text_encoder_2.", "text_encoder_3.", "prior.",
+)  # fmt: skip
+"""What may stand before a module's dotted path in place of, or besides, a pipeline's own name for the model."""
+
 
 def flatten(path: str) -> str:
     """`encoder.layer.0.query` → `encoder_layer_0_query`."""
@@ -43,13 +49,19 @@ class Names:
             named = [(leaf, flatten(path)) for leaf, path in owners if path is not None]
             for leaf, path in named or [("weight", flatten(parameter))]:
                 self._flat[leaf, path].append(parameter)
+            for leaf in ("weight", "bias"):  # PEFT names the input projection of attention by the module alone
+                owner = module_of(parameter, f"in_proj_{leaf}")
+                if owner is not None:
+                    self._flat[leaf, flatten(owner)].append(parameter)
 
     def find(self, module: str, leaf: str) -> list[str]:
         """The parameters that the file may mean: one where all is well, none, or several that collide."""
         if "." in module:
-            dotted = [self._known[p] for p in (f"{module}.{leaf}", module) if p in self._known]
-            if dotted:
-                return dotted[:1]
+            paths = [module, *(module.removeprefix(c) for c in COMPONENTS if module.startswith(c))]
+            for path in paths:
+                for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):
+                    if name in self._known:
+                        return [self._known[name]]
         found = {self._known[p] for text in _unprefixed(module) for p in self._flat.get((leaf, flatten(text)), ())}
         return sorted(found)
 

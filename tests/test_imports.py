@@ -23,13 +23,15 @@ MAY: dict[str, set[str]] = {
     "families": {"errors", "families"},
     "adapters": {"families"},
     "names": set(),
-    "binding": {"adapters", "errors", "families", "names", "report"},
+    "stack": {"adapters", "errors", "families"},
+    "binding": {"adapters", "errors", "families", "names", "report", "stack"},
     "formats": {"adapters", "errors", "families", "formats"},
     "capture": {"capture", "errors", "layers", "program"},
-    "passes": LOW | {"adapters", "binding", "families", "pipeline"},
+    "chains": {"chains", "layers", "program", "rewrite"},
+    "passes": LOW | {"chains"} | {"adapters", "binding", "chains", "families", "pipeline", "stack"},
     "pipeline": {"errors", "program", "verify"},
-    "live": LOW | {"binding", "families"},
-    "checkpoint": LOW | {"binding", "families", "formats"},
+    "live": LOW | {"binding", "families", "stack"},
+    "checkpoint": LOW | {"binding", "families", "formats", "stack"},
 }
 
 

@@ -1,38 +1,84 @@
-"""The adapter file formats, one per file, and `load`, which finds the one that a file is in."""
+"""The adapter file formats, one per file, and `load`, which tells them apart key by key."""
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
-from lyc_fx.errors import BadAdapter
+from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.formats.container import read_tensors
-from lyc_fx.formats.format import Format
+from lyc_fx.formats.diffusers import Diffusers
+from lyc_fx.formats.entries import entries
+from lyc_fx.formats.format import Format, Source
 from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.formats.peft import Peft
 
 __all__ = ["FORMATS", "Format", "load"]
 
-FORMATS: tuple[Format, ...] = (Lycoris(),)
+FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Lycoris())
+"""In the order in which they are asked whether a key is theirs"""
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def load(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> AdapterSet:
-    """The adapters of a safetensors file, or of a dict of tensors with the keys of such a file.
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
+) -> AdapterSet:
+    """The adapters of a safetensors file, of a PEFT directory, or of a dict of tensors with the keys of such a file.
 
+    `config` is PEFT's configuration, for a dict; beside a file it is found by itself. One file may mix formats.
     Raises BadFile where the file cannot be read, and BadAdapter where it is no adapter, or where an adapter in
     it is incomplete or not finite; the error lists every module that is wrong.
     """
     if isinstance(source, Mapping):
-        tensors, metadata, name = dict(source), dict[str, str](), "<tensors>"
+        tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config)
     else:
-        tensors, metadata = read_tensors(source)
-        name = str(Path(source))
-    known = [sum(map(format.recognises, tensors)) for format in FORMATS]
-    if not any(known):
+        path = Path(source)
+        path = path / _TENSORS if (path / _CONFIG).is_file() else path
+        tensors, metadata = read_tensors(path)
+        said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / _CONFIG))
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    formats: dict[str, Format] = {}
+    unread = []
+    for key in tensors:
+        found = next(((f, parts) for f in FORMATS if (parts := f.parse(key, said)) is not None), None)
+        if found is None:
+            unread.append(key)
+            continue
+        (module, suffix), format_ = found[1], found[0]
+        modules[module][suffix] = key
+        if module not in formats or suffix != "alpha":
+            formats[module] = format_
+    if not modules:
         sample = ", ".join(sorted(tensors)[:3]) or "it holds no tensor"
+        known = ", ".join(format_.name for format_ in FORMATS)
         raise BadAdapter(
-            f"{name}: none of its {len(tensors)} keys is of a known adapter format "
-            f"({', '.join(f.name for f in FORMATS)}): {sample}"
+            f"{said.name}: none of its {len(tensors)} keys is of a known adapter format ({known}): {sample}"
         )
-    return FORMATS[known.index(max(known))].read(tensors, metadata, name)
+    made, faults = [], []
+    for module, keys in modules.items():
+        try:
+            group = formats[module].complete(module, {suffix: tensors[key] for suffix, key in keys.items()}, said)
+            first = next(iter(keys.values()))
+            made += entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
+        except BadAdapter as error:
+            faults.append(f"  {module}: {error}")
+    if faults:
+        raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
+    return AdapterSet(tuple(made), said.name, dict(said.metadata), tuple(unread))
+
+
+def _config(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise BadFile(f"{path}: is not readable JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise BadFile(f"{path}: holds no configuration")
+    return read

@@ -1,27 +1,47 @@
-"""What a file format is."""
+"""What a file format is: a way to name modules and factors, and rules for what the names leave open."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 
 
+@final
+@dataclass(frozen=True)
+class Source:
+    """What a file says besides its tensors."""
+
+    name: str
+    keys: frozenset[str] = frozenset()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Of the safetensors header"""
+    config: Mapping[str, Any] | None = None
+    """PEFT's `adapter_config.json`"""
+
+
 class Format(ABC):
-    """One convention for the keys of an adapter file. A format is a final subclass without state."""
+    """One convention for the keys of an adapter file. A format is a final subclass without state.
+
+    Formats are told apart per key: a file may mix them. All of them come down to LyCORIS's suffixes.
+    """
 
     name: ClassVar[str]
 
     @abstractmethod
-    def recognises(self, key: str) -> bool:
-        """Whether a file's key is of this convention."""
+    def parse(self, key: str, source: Source) -> tuple[str, str] | None:
+        """The module (as names are looked up) and the LyCORIS suffix of a key; None where it is not of this format."""
 
-    @abstractmethod
-    def read(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> AdapterSet:
-        """The adapters of a file. Raises BadAdapter, listing all that is wrong, with key names."""
+    def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+        """A module's tensors by suffix, with what the format keeps elsewhere (such as alpha) or lays out otherwise.
+
+        Raises BadAdapter where something that the format needs is not there.
+        """
+        return dict(group)
 
     @abstractmethod
     def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
-        """The tensors of a file of this convention."""
+        """The tensors of a file of this convention. Raises Unsupported for an adapter that it cannot express."""

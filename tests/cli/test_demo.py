@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from nets import CASES, VARIANTS, one, random_for
+from nets import CASES, one, random_for
 
 import lyc_fx
 from lyc_fx.cli.demo.data import Data
@@ -16,6 +16,7 @@ from lyc_fx.cli.demo.excerpt import excerpt
 from lyc_fx.cli.demo.roads import demand
 from lyc_fx.cli.demo.search import Search, searched, telling
 from lyc_fx.errors import BadFile, LycFxError
+from lyc_fx.families.locon import LoCon
 
 MINILM = Path(__file__).parents[2] / "examples" / "minilm"
 PAIRS = 24
@@ -133,7 +134,7 @@ def test_excerpt_is_what_stands_at_the_layer() -> None:
     case = CASES[0]
     captured = lyc_fx.capture(case.net(), (case.x(),))
     assert excerpt(captured, "layer") == ["linear = aten.linear(x, ….weight, ….bias)"]
-    spliced = lyc_fx.splice(captured, one(random_for(VARIANTS[0], case.logical)))
+    spliced = lyc_fx.splice(captured, one(random_for((LoCon, LoCon.layouts[0]), case.logical)))
     lines = excerpt(spliced, "layer")
     assert len(lines) > 1
     assert lines[-1].startswith("linear = aten.linear(x, ")

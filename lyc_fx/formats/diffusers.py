@@ -1,0 +1,84 @@
+"""LoRA keys of diffusers, in its three generations, and their cousins from ComfyUI, ai-toolkit and others:
+
+- `unet.<module>.lora_A.weight`, `….lora_B.weight` (also `.default.weight`, or no `.weight`);
+- `unet.<module>.lora.down.weight`, `….lora.up.weight`, and `….lora_linear_layer.down.weight` of text encoders;
+- `unet.<block>.attn1.processor.to_q_lora.down.weight`.
+
+A component (`unet.`, `transformer.`, `text_encoder.`, `diffusion_model.` …) may stand before the module. Without an
+alpha the scale is 1, unless the header's `lora_adapter_metadata` holds the configuration of the training.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.adapters import AdapterSet
+from lyc_fx.errors import Unsupported
+from lyc_fx.families.locon import LoCon
+from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.layouts import alpha_of, lycoris_layouts
+
+_DOWN, _UP = "lora_down.weight", "lora_up.weight"
+_TAILS = {
+    f"{mark}{name}{ending}": suffix
+    for mark, ending in ((".", ".weight"), (".", ".default.weight"), (".", ""))
+    for name, suffix in (("lora_A", _DOWN), ("lora_B", _UP))
+} | {
+    f"{mark}{name}.weight": suffix
+    for mark in (".lora.", ".lora_linear_layer.", "_lora.")
+    for name, suffix in (("down", _DOWN), ("up", _UP))
+}
+_TAILS |= {".lora_B.bias": "diff_b", ".lora_magnitude_vector": "dora_scale"}
+_LONGEST_FIRST = sorted(_TAILS, key=len, reverse=True)
+_METADATA = "lora_adapter_metadata"
+
+
+@final
+class Diffusers(Format):
+    """Dotted module names with `lora_A` and `lora_B`, or older spellings of them."""
+
+    name = "diffusers"
+
+    def parse(self, key: str, source: Source) -> tuple[str, str] | None:
+        for tail in _LONGEST_FIRST:
+            if key.endswith(tail):
+                return _module(key[: -len(tail)]), _TAILS[tail]
+        return None
+
+    def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+        full, config = dict(group), _configuration(module, source)
+        if config is not None and "alpha" not in full and _DOWN in full:
+            full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, full[_DOWN].shape[0]))
+        return lycoris_layouts(full)
+
+    def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
+        """Factors of plain LoRA, with the scale multiplied into `lora_B`."""
+        tensors = {}
+        for entry in adapters.entries:
+            adapter = entry.adapter
+            if not isinstance(adapter, LoCon) or adapter.mid is not None or adapter.magnitude is not None:
+                raise Unsupported(
+                    f"{entry.module}: diffusers keys hold plain LoRA, not {adapter.name} {adapter.variant}"
+                )
+            tensors[f"{entry.module}.lora_A.weight"] = adapter.down
+            tensors[f"{entry.module}.lora_B.weight"] = adapter.up * adapter.scale
+        return tensors
+
+
+def _module(path: str) -> str:
+    """`….attn1.processor.to_out` → `….attn1.to_out.0`; other paths stay."""
+    owner, found, leaf = path.rpartition(".processor.")
+    return f"{owner}.{'to_out.0' if leaf == 'to_out' else leaf}" if found else path
+
+
+def _configuration(module: str, source: Source) -> Mapping[str, Any] | None:
+    """The part of the header's configuration that is for this module's component."""
+    if _METADATA not in source.metadata:
+        return None
+    whole = json.loads(source.metadata[_METADATA])
+    component = module.partition(".")[0]
+    own = {k.removeprefix(f"{component}."): v for k, v in whole.items() if k.startswith(f"{component}.")}
+    return own or whole

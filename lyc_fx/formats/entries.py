@@ -1,0 +1,89 @@
+"""From the tensors of one module, under LyCORIS's suffixes, to its adapters. Every format comes through here.
+
+Besides one adapter of its weight a module may have one of its bias (`diff_b`, `b_norm`), and a sparse residual
+from extraction.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lyc_fx.adapters import Entry
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families import FAMILIES, Adapter
+from lyc_fx.families.adapter import number
+from lyc_fx.families.full import Full
+
+_WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
+_BIAS = {suffix: f for f in FAMILIES for suffix in f.bias_suffixes.values()}
+_SHARED = {s for f in FAMILIES for s in f.suffixes.values() if sum(s in g.suffixes.values() for g in FAMILIES) > 1}
+_SPARSE = ("bias_indices", "bias_values", "bias_size")
+"""What LyCORIS's extraction leaves of the weight's difference beside its low-rank part, as a sparse matrix."""
+SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
+"""Every suffix that a module's tensors may have"""
+
+
+def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -> list[Entry]:
+    """The adapters of one module, from its tensors and the file's keys by suffix.
+
+    Raises BadAdapter for what is incomplete, mixed or not finite.
+    """
+    alpha = None if "alpha" not in group else _alpha(group["alpha"])
+    made: list[tuple[str, Adapter, list[str]]] = []
+    own = [suffix for suffix in group if suffix in _WEIGHT]
+    if own:
+        made.append(("weight", _family(own, group).read(group, alpha), own))
+    for family in dict.fromkeys(_BIAS[suffix] for suffix in group if suffix in _BIAS):
+        suffixes = [suffix for suffix in group if _BIAS.get(suffix) is family]
+        made.append(("bias", family.read(group, suffixes=family.bias_suffixes), suffixes))
+    sparse = [suffix for suffix in group if suffix in _SPARSE]
+    if sparse:
+        made.append(("weight", Full(diff=_dense(group)), sparse))
+    if not made:
+        raise BadAdapter("there is an alpha, but no factor")
+    for _, adapter, _ in made:
+        adapter.check()
+        _warn_of_zero(module, adapter)
+    made[0][2].extend(suffix for suffix in group if suffix == "alpha")
+    return [Entry(module, leaf, adapter, tuple(keys[s] for s in used)) for leaf, adapter, used in made]
+
+
+def _family(own: list[str], group: Mapping[str, Tensor]) -> type[Adapter]:
+    """The family whose suffixes these are; Diag-OFT and BOFT share theirs, and differ in dimensions."""
+    families = {_WEIGHT[suffix] for suffix in own if suffix not in _SHARED}
+    fitting = [f for f in FAMILIES if {*f.suffixes.values(), *f.scalars.values()}.issuperset(own)]
+    if len(families) > 1 or not fitting:
+        raise BadAdapter(f"factors of several algorithms: {', '.join(sorted(group))}")
+    if families:
+        return families.pop()
+    if "oft_blocks" not in group:
+        raise BadAdapter(f"{', '.join(own)} without other factors is not complete")
+    kind = "boft" if group["oft_blocks"].dim() == 4 else "diag-oft"
+    return next(f for f in FAMILIES if f.name == kind)
+
+
+def _dense(group: Mapping[str, Tensor]) -> Tensor:
+    """The sparse residual of an extraction as a dense difference of the weight."""
+    missing = [suffix for suffix in _SPARSE if suffix not in group]
+    if missing:
+        raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
+    indices, values = group["bias_indices"].long(), group["bias_values"]
+    size = [int(n) for n in group["bias_size"].tolist()]
+    fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())
+    if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
+        raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")
+    return torch.sparse_coo_tensor(indices, values, size, check_invariants=True).to_dense()
+
+
+def _alpha(tensor: Tensor) -> float:
+    try:
+        return number(tensor)
+    except BadAdapter as error:
+        raise BadAdapter(f"alpha: {error}") from error
+
+
+def _warn_of_zero(module: str, adapter: Adapter) -> None:
+    if adapter.uses_alpha and adapter.rank is not None and adapter.alpha == 0 and not adapter.alpha_bounds:
+        warnings.warn(f"{module}: alpha is 0, read as LyCORIS reads it: scale 1", stacklevel=2)
