@@ -29,6 +29,7 @@ class Adapter(ABC):
     - `layouts`: the sets of factors that make a complete adapter;
     - `bias_suffixes`: the same as `suffixes` where the adapter is one of a module's bias;
     - `scalars`: fields that are one number each, with their key suffix;
+    - `vectors`: factors that may have fewer than two dimensions;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
     - `factor_shapes`, `fit` and `apply`.
     """
@@ -37,6 +38,7 @@ class Adapter(ABC):
     suffixes: ClassVar[Mapping[str, str]]
     bias_suffixes: ClassVar[Mapping[str, str]] = {}
     scalars: ClassVar[Mapping[str, str]] = {}
+    vectors: ClassVar[frozenset[str]] = frozenset()
     alpha_bounds: ClassVar[bool] = False
     layouts: ClassVar[tuple[frozenset[str], ...]]
 
@@ -135,13 +137,11 @@ class Adapter(ABC):
 
     @final
     def check(self) -> None:
-        """Raise BadAdapter for a factor or an alpha that is not finite, or a rank of 0."""
+        """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or an alpha that is not finite."""
         for name, factor in self.factors().items():
-            if factor.numel() == 0:
-                raise BadAdapter(f"{self.suffixes[name]} is empty: shape {tuple(factor.shape)}")
-            if not bool(torch.isfinite(factor).all()):
-                count = int((~torch.isfinite(factor)).sum())
-                raise BadAdapter(f"{self.suffixes[name]} holds {count} values that are not finite")
+            fault = _unusable(factor, least=0 if name in self.vectors else 2)
+            if fault is not None:
+                raise BadAdapter(f"{self.suffixes[name]} {fault}")
         if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
             raise BadAdapter(f"alpha is {self.alpha}")
 
@@ -197,8 +197,23 @@ class Additive(Adapter):
         return weight + self.change(weight, strength)
 
 
+def _unusable(factor: Tensor, least: int) -> str | None:
+    """Why no weight can be computed from this factor; `least` is how many dimensions it needs."""
+    if not factor.is_floating_point():
+        return f"is stored as {factor.dtype}; factors are floating-point numbers"
+    if factor.numel() == 0:
+        return f"is empty: shape {tuple(factor.shape)}"
+    if factor.dim() < least:
+        return f"has shape {tuple(factor.shape)}; it needs at least {least} dimensions"
+    if factor.is_meta:
+        return "has no values: it is on the meta device"
+    finite = torch.isfinite(factor if factor.dtype.itemsize > 1 else factor.float())  # not there for every float8
+    return None if bool(finite.all()) else f"holds {int((~finite).sum())} values that are not finite"
+
+
 def number(tensor: Tensor) -> float:
-    """The value of a tensor of one element. Raises BadAdapter for another count."""
-    if tensor.numel() != 1:
-        raise BadAdapter(f"a number is expected, not {tensor.numel()} values")
+    """The value of a tensor of one element. Raises BadAdapter for another count, and for what is no real number."""
+    if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
+        kind = "complex" if tensor.is_complex() else "meta" if tensor.is_meta else f"{tensor.numel()}"
+        raise BadAdapter(f"a number is expected, not {kind} values")
     return float(tensor)

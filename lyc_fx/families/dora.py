@@ -34,6 +34,8 @@ class Decomposable(Additive):
     at strength 0.
     """
 
+    vectors = frozenset({"magnitude"})
+
     magnitude: Tensor | None = None
 
     @abstractmethod

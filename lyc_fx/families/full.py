@@ -20,6 +20,7 @@ class Full(Additive):
     suffixes = {"diff": "diff"}
     bias_suffixes = {"diff": "diff_b"}
     layouts = (frozenset({"diff"}),)
+    vectors = frozenset({"diff"})
 
     diff: Tensor
 

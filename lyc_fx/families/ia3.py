@@ -23,6 +23,7 @@ class IA3(Adapter):
     suffixes = {"weight": "weight"}
     scalars = {"on_input": "on_input"}
     layouts = (frozenset({"weight"}),)
+    vectors = frozenset({"weight"})
 
     weight: Tensor
     """`(channels)` or `(1, channels, 1…)`"""

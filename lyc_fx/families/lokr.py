@@ -87,7 +87,7 @@ class LoKr(Decomposable):
     def fit_product(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         for name, factor in self.factors().items():
-            if factor.dim() < 2 and name != "magnitude":
+            if (factor.dim() < 2 and name != "magnitude") or (factor.dim() > 2 and name in ("w1_a", "w1_b")):
                 raise BadAdapter(f"{self.suffixes[name]} is {tuple(factor.shape)}, not a matrix")
         (left, m), k = self._left_shape(), self._right_rows()
         if left * k != out or inner % m:

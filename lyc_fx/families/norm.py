@@ -19,6 +19,7 @@ class Norm(Additive):
     suffixes = {"difference": "w_norm"}
     bias_suffixes = {"difference": "b_norm"}
     layouts = (frozenset({"difference"}),)
+    vectors = frozenset({"difference"})
 
     difference: Tensor
     """`(channels)`"""

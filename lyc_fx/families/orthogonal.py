@@ -21,6 +21,7 @@ class Orthogonal(Adapter):
     """
 
     alpha_bounds = True
+    vectors = frozenset({"rescale"})
 
     blocks: Tensor
     rescale: Tensor | None = None

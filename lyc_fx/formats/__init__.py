@@ -35,6 +35,11 @@ def load(
     it is incomplete or not finite; the error lists every module that is wrong.
     """
     if isinstance(source, Mapping):
+        odd = [repr(k) for k, v in source.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+        if odd:
+            raise BadAdapter(
+                f"<tensors>: {', '.join(odd[:3])}: every key must be a text, and every value a torch.Tensor"
+            )
         tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config)
     else:
         path = Path(source)

@@ -70,7 +70,7 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     if missing:
         raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
     indices, values = group["bias_indices"].long(), group["bias_values"]
-    size = [int(n) for n in group["bias_size"].tolist()]
+    size = [int(n) for n in group["bias_size"].reshape(-1).tolist()]
     fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())
     if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
         raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")
