@@ -5,10 +5,12 @@ decoding `down_blocks_0` is a guess. Where two parameters generate one name, the
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import final
+
+from lyc_fx.ldm import LdmNames
 
 PREFIXES = ("lycoris", "lora_unet", "lora_te", "lora_te1", "lora_te2", "lora_te3")
 """What LyCORIS and kohya put before a module's flattened path, with an underscore."""
@@ -44,15 +46,10 @@ class Names:
         self._known = {name: name for name in parameters}
         self._known |= {alias: name for alias, name in aliases.items() if name in self._known}
         self._flat: dict[tuple[str, str], list[str]] = defaultdict(list)
+        original = LdmNames.of(self._known)
         for parameter in sorted(self._known):
-            owners = [(leaf, module_of(parameter, leaf)) for leaf in ("weight", "bias")]
-            named = [(leaf, flatten(path)) for leaf, path in owners if path is not None]
-            for leaf, path in named or [("weight", flatten(parameter))]:
-                self._flat[leaf, path].append(parameter)
-            for leaf in ("weight", "bias"):  # PEFT names the input projection of attention by the module alone
-                owner = module_of(parameter, f"in_proj_{leaf}")
-                if owner is not None:
-                    self._flat[leaf, flatten(owner)].append(parameter)
+            for leaf, path in _names(parameter, original):
+                self._flat[leaf, flatten(path)].append(parameter)
 
     def find(self, module: str, leaf: str) -> list[str]:
         """The parameters that the file may mean: one where all is well, none, or several that collide."""
@@ -70,6 +67,23 @@ class Names:
         known = {path: parameters[0] for (kind, path), parameters in self._flat.items() if kind == leaf}
         text = flatten(_unprefixed(module)[-1])
         return [known[path] for path in get_close_matches(text, known, n=count, cutoff=0.6)]
+
+
+def _names(parameter: str, original: LdmNames | None) -> Iterator[tuple[str, str]]:
+    """The leaf and the paths by which a file may mean a parameter."""
+    plain = True
+    for leaf in ("weight", "bias"):
+        path = module_of(parameter, leaf)
+        if path is not None:
+            plain = False
+            yield leaf, path
+            if original is not None and (other := original.path(path)) is not None:
+                yield leaf, other
+        attention = module_of(parameter, f"in_proj_{leaf}")
+        if attention is not None:  # PEFT names the input projection of attention by the module alone
+            yield leaf, attention
+    if plain:
+        yield "weight", parameter
 
 
 def _unprefixed(module: str) -> list[str]:
