@@ -66,20 +66,30 @@ def _widened(emit: Emit, m: Bindings) -> Node | Miss:
 def _swap(emit: Emit, m: Bindings) -> Node | Miss:
     if _looseness(m["last"]) >= _looseness(m["x"]):
         return Miss("in order", 1)
+    if len(m["inner"].users) > 1:
+        return Miss("another formula reads the inner sum", 1)
     return emit(aten.add.Tensor, emit(aten.add.Tensor, m["rest"], m["last"]), m["x"])
 
 
 def _looseness(term: Node) -> int:
-    """How likely a term of a sum is to leave the weight for the activations, from what it is a multiple of."""
+    """How likely a term of a sum is to leave the weight for the activations, from what it is a multiple of.
+
+    3: low rank, Tucker, a map of the input channels (a sum of products); 2: Kronecker, which some groups forbid;
+    1: Hadamard, which may be too dear; 0: the rest.
+    """
     product = term.args[0] if term.target is aten.mul.Tensor else None
-    if not isinstance(product, Node):
-        return 0
-    return 2 if product.target in (aten.matmul.default, *_RESHAPES) else int(product.target is aten.kron.default)
+    while isinstance(product, Node) and product.target in _RESHAPES:
+        product = product.args[0]
+    target = product.target if isinstance(product, Node) else None
+    if target in (aten.matmul.default, aten.add.Tensor):
+        return 3
+    return {aten.kron.default: 2, aten.mul.Tensor: 1}.get(target, 0)  # type: ignore[call-overload]  # None has no row
 
 
 X = Var("x", lambda value: None if isinstance(value, Node) else "not a node")
 ONE = Var("one", lambda value: None if isinstance(value, (int, float)) and value == 1 else "not 1")
 _CAST = Op(aten.to.dtype, X, Var("dtype"))
+_INNER = Op(aten.add.Tensor, Var("rest"), X, name="inner")
 
 RULES = (
     Rule(
@@ -96,6 +106,6 @@ RULES = (
     Rule("transpose of transpose", Op(aten.t.default, Op(aten.t.default, X)), lambda emit, m: m["x"]),
     Rule("reshape of reshape", Op(_RESHAPES, Op(_RESHAPES, X), name="node"), _reshape_again),
     Rule("cast outside", Op((*_RESHAPES, aten.t.default), _CAST, name="node"), _cast_outside),
-    Rule("order of a sum", Op(aten.add.Tensor, Op(aten.add.Tensor, Var("rest"), X), Var("last", X.where)), _swap),
+    Rule("order of a sum", Op(aten.add.Tensor, _INNER, Var("last", X.where)), _swap),
     Rule("widened", Op(aten.to.dtype, Op(aten.to.dtype, X, Var("wide")), Var("dtype")), _widened),
 )

@@ -1,0 +1,116 @@
+"""What the structures' patterns share, and the two forms of a rule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import torch
+from torch.fx import Node
+
+from lyc_fx.chains.layer import Layer
+from lyc_fx.layers import KINDS, LayerKind
+from lyc_fx.program import BANK
+from lyc_fx.rewrite import EMITTED, Bindings, Either, Emit, Miss, Op, Pattern, Rule, Var
+
+aten = torch.ops.aten
+Chain = Callable[[Layer, Bindings], Node | Miss]
+"""What a structure does to activations, from the layer and what the pattern bound"""
+RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
+DEEPEST = 99
+"""Depth of a miss that says all there is to say."""
+LINEARS = [kind for kind in KINDS.values() if not kind.spatial]
+CONVS = [kind for kind in KINDS.values() if kind.spatial]
+LAYERS = [*LINEARS, *CONVS]
+
+
+def stripped(node: Node) -> Node:
+    """The node behind reshapes and widening casts that lyc-fx inserted: the same numbers in the same order."""
+    while node.meta.get(EMITTED):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, Node) or not (node.target in (*RESHAPES, aten.unsqueeze.default) or _widens(node)):
+            break
+        node = source
+    return node
+
+
+def _widens(node: Node) -> bool:
+    if node.target is not aten.to.dtype:
+        return False
+    narrow, wide = node.args[0].meta["val"].dtype, node.args[1]  # type: ignore[union-attr]  # a cast of a tensor
+    return narrow.is_floating_point and torch.promote_types(narrow, wide) == wide  # type: ignore[arg-type]
+
+
+@final
+class Viewed(Pattern):
+    """Matches a pattern against what `stripped` gives."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+    def match(self, value: Any, bound: Bindings, depth: int = 0) -> Bindings | Miss:
+        return self.pattern.match(stripped(value) if isinstance(value, Node) else value, bound, depth)
+
+
+def shape(node: Any) -> tuple[int, ...]:
+    """The shape of a node's value; that of a factor or weight is numbers."""
+    return tuple(node.meta["val"].shape)
+
+
+def matrix(value: Any) -> str | None:
+    """For `Var`: nothing but a matrix."""
+    return None if isinstance(value, Node) and len(shape(value)) == 2 else "not a matrix"
+
+
+def scalar(value: Any) -> str | None:
+    """For `Var`: a number or a tensor of no dimensions."""
+    return None if not isinstance(value, Node) or not shape(value) else "not a scalar"
+
+
+def factors_only(node: Node) -> bool:
+    """Whether a node is computed from an adapter's factors alone, without the weight."""
+    seen, pending = {node}, [node]
+    while pending:
+        current = pending.pop()
+        if current.op == "placeholder" or (current.op == "get_attr" and not str(current.target).startswith(BANK)):
+            return False
+        pending += [i for i in current.all_input_nodes if i not in seen]
+        seen.update(current.all_input_nodes)
+    return True
+
+
+def whole(name: str, total: Pattern, chain: Chain, kinds: Iterable[LayerKind] = LAYERS) -> list[Rule]:
+    """`layer(x, round(total), b)` → what the chain gives, for each layer kind."""
+
+    def replace(emit: Emit, m: Bindings) -> Node | Miss:
+        layer = Layer(emit, m["layer"])
+        if layer.node.kwargs:  # addmm's alpha and beta
+            return Miss(f"the layer is called with {', '.join(layer.node.kwargs)}", DEEPEST)
+        return chain(layer, m)
+
+    def site(kind: LayerKind) -> Op:
+        stored = Op(aten.t.default, total) if kind.transposed else total
+        weight = Either(Op(aten.to.dtype, stored), stored)
+        return Op(kind.op, *(Var(f"argument {i}") for i in range(kind.weight)), weight, name="layer")
+
+    return [Rule(f"{name} on {kind.op}", site(kind), replace) for kind in kinds]
+
+
+def term(name: str, product: Pattern, chain: Chain, kinds: Iterable[LayerKind] = LAYERS) -> list[Rule]:
+    """`layer(x, round(rest + s·product), b)` → `layer(x, round(rest), b) + s·chain(x)`."""
+
+    def peel(layer: Layer, m: Bindings) -> Node | Miss:
+        change = chain(layer, m)
+        if isinstance(change, Miss):
+            return change
+        return layer.emit(aten.add.Tensor, layer.again(m["rest"]), layer.emit(aten.mul.Tensor, change, m["scale"]))
+
+    return whole(name, scaled_sum(product), peel, kinds)
+
+
+def scaled_sum(product: Pattern) -> Op:
+    """`rest + product·scale`"""
+    return Op(aten.add.Tensor, Var("rest"), Op(aten.mul.Tensor, product, Var("scale", scalar)))
+
+
+def stays(name: str, total: Pattern, reason: str) -> list[Rule]:
+    """A structure that has no chain, and why."""
+    return whole(name, total, lambda layer, m: Miss(reason, DEEPEST))
