@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter, merged
+from lyc_fx.families import Adapter, merged, refuse_overflow
 from lyc_fx.names import PREFIXES, Names
 from lyc_fx.report import Applied, Report
 from lyc_fx.stack import Stack
@@ -73,11 +73,16 @@ class Binding:
         return [bound for bound in self.targets.get(target, ()) if not bound.inert]
 
     def merged(self, target: str, weight: Tensor, *, transposed: bool, compute: torch.dtype | None = None) -> Tensor:
-        """The weight with all its adapters; the weight itself where none is active."""
+        """The weight with all its adapters; the weight itself where none is active.
+
+        Raises BadAdapter where the result overflows.
+        """
         active = [(bound.adapter.to_device(weight.device), bound.total) for bound in self.active(target)]
         if not active:
             return weight
-        return merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
+        result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
+        refuse_overflow(target, weight, result)
+        return result
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """What speaks against this weight as the base of its adapters."""
@@ -141,6 +146,8 @@ def bind(
             )
     if strict:
         for adapters in (part.adapters for part in stack.parts):
+            if not (adapters.entries or adapters.unread):
+                faults.append(f"  {adapters.source}: the set is empty: did select or exclude leave nothing?")
             faults += [f"  {adapters.source}: {key}: no format reads this key" for key in adapters.unread]
         faults += [f"  strength: no adapted weight matches {p!r}" for p in stack.idle_patterns(targets)]
         faults += _unmatched(lost, names)

@@ -6,7 +6,7 @@ from typing import Any
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.errors import LycFxError
+from lyc_fx.errors import InvalidGraph, LycFxError
 from lyc_fx.program import Step, cloned, facts, remember
 from lyc_fx.verify import Snapshot, verify
 
@@ -24,6 +24,8 @@ def find(name: str, **options: Any) -> PassBase:
 
 def run(gm: GraphModule, *passes: PassBase) -> GraphModule:
     """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it."""
+    if not isinstance(gm, GraphModule):
+        raise InvalidGraph(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
     gm = cloned(gm)
     for each in passes:
         before = Snapshot.of(gm)

@@ -50,7 +50,8 @@ class Stack:
         positions = list(range(len(self.parts)))
         if self.sequential or len(positions) < 2:
             return positions
-        return sorted(positions, key=lambda i: (self.parts[i].adapters.digest, self.parts[i].strength))
+        parts = self.parts
+        return sorted(positions, key=lambda i: (parts[i].adapters.digest, parts[i].strength, repr(parts[i].blocks)))
 
     def idle_patterns(self, weights: Iterable[str]) -> list[str]:
         """Block patterns that match none of the adapted weights: most likely misspelt."""

@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph
+from lyc_fx.families import refuse_overflow
 from lyc_fx.layers import COMPUTED
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
@@ -42,6 +43,7 @@ class Fold(PassBase):
         for root, base in bases.items():
             value = _evaluate(gm, root)
             stores = _stores(base, value)
+            refuse_overflow(", ".join(str(node.target) for node in stores), _evaluate(gm, base), value)
             base.meta = dict(base.meta)
             root.replace_all_uses_with(base, propagate_meta=False)
             erase_unused(gm, [root])

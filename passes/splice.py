@@ -116,7 +116,8 @@ def _splice(
     for position, (b, adapter) in enumerate(zip(bound, adapters, strict=True)):
         inputs[f"strength_{position}"] = strengths[b.index]
         for field, factor in adapter.factors().items():
-            parameter = nn.Parameter(factor.detach(), requires_grad=factor.is_floating_point())
+            # A copy: training the program must not change the adapter set.
+            parameter = nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
             several = sum(other.index == b.index for other in bound) > 1
             path = f"{name}.{adapter.name}" if several else name
             inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{path}.{field}", parameter)

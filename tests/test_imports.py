@@ -31,7 +31,8 @@ MAY: dict[str, set[str]] = {
     "chains": {"chains", "layers", "program", "rewrite"},
     "passes": LOW | {"chains"} | {"adapters", "binding", "chains", "families", "pipeline", "stack"},
     "pipeline": {"errors", "program", "verify"},
-    "live": LOW | {"binding", "families", "stack"},
+    "slots": {"binding", "errors", "program"},
+    "live": LOW | {"binding", "families", "slots", "stack"},
     "checkpoint": LOW | {"binding", "families", "formats", "stack"},
 }
 

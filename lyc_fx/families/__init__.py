@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 import torch
 
 from lyc_fx.families.adapter import Adapter, Additive, Convention, Strength
-from lyc_fx.families.merged import compute_dtype, merged
+from lyc_fx.families.merged import compute_dtype, merged, refuse_overflow
 from lyc_fx.families.shapes import Shape
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "compute_dtype",
     "merged",
     "random_adapter",
+    "refuse_overflow",
 ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
 
 
@@ -44,3 +45,17 @@ def merged(
             total = total + adapter.change(base, strength)
     total = total.t() if transposed else total
     return total if weight.dtype == dtype else total.to(weight.dtype)
+
+
+def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
+    """Raise BadAdapter where a weight had finite values that are none after a merge."""
+    lost = int((_finite(before) & ~_finite(after)).sum())
+    if lost:
+        raise BadAdapter(
+            f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
+            f"±{torch.finfo(after.dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
+        )
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float())  # not there for every float8
