@@ -17,6 +17,8 @@ from lyc_fx.report import Applied, Report
 from lyc_fx.stack import Stack
 
 _SHOWN = 20
+_PARTS = ("weight_g", "weight_v", "weight_orig", *(f"parametrizations.weight.original{n}" for n in ("", "0", "1")))
+"""From what weight norm and other parametrizations compute a module's weight"""
 
 
 @final
@@ -123,7 +125,7 @@ def bind(
                 unused += entry.keys
                 continue
             target, adapter = found[0], entry.adapter
-            fault = _fault(entry, found, taken.get(target), weights[target])
+            fault = _fault(entry, found, taken.get(target), weights)
             if fault is not None:
                 faults.append(f"  {adapters.source}: {entry.module}: {fault}")
                 continue
@@ -145,9 +147,9 @@ def bind(
                 )
             )
     if strict:
+        if stack.parts and not any(part.adapters.entries or part.adapters.unread for part in stack.parts):
+            faults.append(f"  {stack.parts[0].adapters.source}: the set is empty: did select or exclude leave nothing?")
         for adapters in (part.adapters for part in stack.parts):
-            if not (adapters.entries or adapters.unread):
-                faults.append(f"  {adapters.source}: the set is empty: did select or exclude leave nothing?")
             faults += [f"  {adapters.source}: {key}: no format reads this key" for key in adapters.unread]
         faults += [f"  strength: no adapted weight matches {p!r}" for p in stack.idle_patterns(targets)]
         faults += _unmatched(lost, names)
@@ -158,18 +160,40 @@ def bind(
     return Binding({name: tuple(bound) for name, bound in targets.items()}, report, stack.sequential)
 
 
-def _fault(entry: Entry, found: list[str], rival: Entry | None, weight: Weight) -> str | None:
+def _fault(entry: Entry, found: list[str], rival: Entry | None, weights: Mapping[str, Weight]) -> str | None:
+    weight = weights[found[0]]
     if len(found) > 1:
         return f"the name is ambiguous, it may mean {' or '.join(found)}; rename the key to the dotted path"
     if rival is not None and not (rival.module == entry.module and type(rival.adapter) is not type(entry.adapter)):
         return f"{found[0]} is named twice in this file, also by {rival.module}"
     if not weight.dtype.is_floating_point:
         return f"{found[0]} is stored as {weight.dtype}; adapters need a floating-point weight"
+    if weight.dtype.itemsize == 1 and (scale := _scale(found[0], weights)) is not None:
+        return f"{found[0]} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before scaling"
     try:
         entry.adapter.fit(weight.logical)
     except BadAdapter as error:
-        return f"does not fit {found[0]} {weight.logical}: {error}"
+        turned = len(weight.shape) == 2 and _fits(entry.adapter, weight.logical[::-1])
+        hint = (
+            "; it would fit the transpose: is the weight stored the other way round (--transposed)?" if turned else ""
+        )
+        return f"does not fit {found[0]} {weight.logical}: {error}{hint}"
     return None
+
+
+def _fits(adapter: Adapter, shape: tuple[int, ...]) -> bool:
+    try:
+        adapter.fit(shape)
+    except BadAdapter:
+        return False
+    return True
+
+
+def _scale(name: str, weights: Mapping[str, Weight]) -> str | None:
+    """What a float8 weight must be multiplied by: `fc.weight_scale`, `fc.scale_weight`, or a mark for all of them."""
+    module = name.rpartition(".")[0]
+    beside = (other for other in weights if other.rpartition(".")[0] == module and "scale" in other.rpartition(".")[2])
+    return next(beside, "scaled_fp8" if "scaled_fp8" in weights else None)
 
 
 def _unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[str]:
@@ -177,6 +201,9 @@ def _unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[s
     for position, (adapters, entry) in enumerate(lost):
         near = names.nearest(entry.module, entry.leaf) if position < _SHOWN else []
         hint = f"; nearest: {', '.join(near)}" if near else ""
+        parts = [p for part in _PARTS for p in names.find(f"{entry.module}.{part}", "weight")]
+        if parts:
+            hint = f"; it is computed from {', '.join(parts)}: make it plain first, or merge into the live model"
         lines.append(f"  {adapters.source}: {entry.module}: no such {entry.leaf} in the model{hint}")
     return lines
 

@@ -1,21 +1,21 @@
 """The checkpoint road: adapters folded into a safetensors file, without any model code."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lyc_fx.binding import Binding, Weight, bind
-from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention
 from lyc_fx.files import STORED, replacing, write_safetensors
 from lyc_fx.formats import load
 from lyc_fx.formats.container import opened
+from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
 
@@ -41,11 +41,12 @@ def fold_checkpoint(
 
     `adapters` is a file, what `load` returned, or a list of (adapters, strength) pairs; these, the strengths,
     `convention` and `sequential` are as in `splice`. `transposed` lists fnmatch patterns of weights that are
-    stored `(in, out)` (Conv1D of GPT-2), which a checkpoint does not say. One tensor at a time is in memory. The
-    output appears under its name only when it is whole.
+    stored `(in, out)` (Conv1D of GPT-2), and after a `!` of those that are not; only weights of whose orientation
+    the bias says nothing need one (`lyc_fx.orientation`). One tensor at a time is in memory. The output appears
+    under its name only when it is whole.
 
-    Raises BadFile, BadAdapter and Unsupported (a packed dtype); then there is no output, and an older file of that
-    name is as it was.
+    Raises BadFile, BadAdapter and Unsupported (a packed dtype, or a scaled one); then there is no output, and an
+    older file of that name is as it was.
     """
     if isinstance(adapters, (str, os.PathLike)):
         adapters = load(adapters)
@@ -53,9 +54,10 @@ def fold_checkpoint(
     with ExitStack() as resources:
         source = resources.enter_context(opened(base))
         names = list(source.offset_keys())
-        patterns = _matching(tuple(transposed), names)
-        weights = {name: _described(source, name, patterns) for name in names}
+        patterns = tuple(transposed)
+        weights = oriented({name: _described(source, name) for name in names}, patterns)
         binding = bind(stack, weights, strict=strict)
+        refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
         inputs = [base, *(part.adapters.source for part in stack.parts)]
         target = resources.enter_context(replacing(out, inputs))
         layout = {name: (weights[name].dtype, weights[name].shape) for name in names}
@@ -66,21 +68,13 @@ def fold_checkpoint(
     return replace(binding.report, notes=tuple(notes))
 
 
-def _matching(patterns: tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
-    """The patterns. Raises BadAdapter for one that matches nothing: a square weight would be merged the wrong way."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise BadAdapter(f"transposed: no weight matches {pattern!r}; the first is {next(iter(names), None)}")
-    return patterns
-
-
-def _described(source: Any, name: str, transposed: tuple[str, ...]) -> Weight:
+def _described(source: Any, name: str) -> Weight:
     part = source.get_slice(name)
     shape = tuple(part.get_shape())
     code = part.get_dtype()
     if code not in STORED:
         raise Unsupported(f"{name} is stored as {code}, which lyc-fx cannot copy")
-    return Weight(shape, STORED[code], len(shape) == 2 and any(fnmatchcase(name, pattern) for pattern in transposed))
+    return Weight(shape, STORED[code])
 
 
 def _folded(

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import InvalidGraph, Unsupported
-from lyc_fx.files import replacing, write_safetensors
+from lyc_fx.files import STORED, replacing, write_safetensors
 from lyc_fx.program import BANK, get_tensor
 
 Path_ = str | os.PathLike[str]
@@ -23,13 +23,16 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
     `torch.export` program with the sizes that were dynamic at capture (load it with `torch.export.load`).
 
     `metadata` goes into the safetensors header. The file appears under its name only when it is whole.
-    Raises Unsupported for another suffix, InvalidGraph where adapters are not folded yet (.safetensors), and
-    BadFile where the file cannot be written.
+    Raises Unsupported for another suffix or dtype, InvalidGraph where adapters are not folded yet (.safetensors)
+    or weights have no values, and BadFile where the file cannot be written.
     """
     suffix = Path(path).suffix
     if suffix == ".safetensors":
         _weights(program, path, {"format": "pt", **(metadata or {})})
     elif suffix == ".pt2":
+        if not isinstance(program, GraphModule):
+            raise InvalidGraph(f"{path}: .pt2 takes a captured program, not {type(program).__name__}")
+        _refuse_empty(path, {name: get_tensor(program, name) for name in _reads(program)})
         exported = _exported(program)
         with replacing(path) as part, part.open("wb") as file:
             torch.export.save(exported, file)
@@ -41,9 +44,19 @@ def _weights(program: GraphModule, path: Path_, metadata: Mapping[str, str]) -> 
     if hasattr(program, BANK):
         raise InvalidGraph(f"{path}: the program still carries adapters: fold it first, or save it as .pt2")
     state: dict[str, Tensor] = program.state_dict()
+    _refuse_empty(path, state)
+    odd = [f"{name} is {tensor.dtype}" for name, tensor in state.items() if tensor.dtype not in STORED.values()]
+    if odd:
+        raise Unsupported(f"{path}: {odd[0]}, which a safetensors file cannot hold")
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     with replacing(path) as part, part.open("wb") as file:
         write_safetensors(file, layout, state.items(), metadata)
+
+
+def _refuse_empty(path: Path_, tensors: Mapping[str, Tensor]) -> None:
+    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if empty:
+        raise InvalidGraph(f"{path}: {empty[0]} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
 
 
 def _exported(program: GraphModule) -> ExportedProgram:
@@ -53,8 +66,6 @@ def _exported(program: GraphModule) -> ExportedProgram:
         value = node.meta.get("val")
         flat.append(_example(value))
         shapes.append(_shapes(value))
-    if hasattr(program, BANK) and any(get_tensor(program, n).is_meta for n in _reads(program)):
-        raise InvalidGraph("weights have no values yet: load them before exporting")
     spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
     args, kwargs = pytree.tree_unflatten(flat, spec)
     arg_shapes, kwarg_shapes = pytree.tree_unflatten(shapes, spec)

@@ -35,11 +35,13 @@ def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[s
     target = Path(path)
     if target.is_dir():
         raise BadFile(f"{target}: is a directory; name the output file")
+    if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
+        raise BadFile(f"{target}: is not a regular file; name another output")
     for source in inputs:
         if target.exists() and Path(source).exists() and os.path.samefile(target, source):
             raise BadFile(f"{target}: is an input as well as the output; name another output")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=target.parent)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
     os.close(handle)

@@ -33,7 +33,8 @@ MAY: dict[str, set[str]] = {
     "pipeline": {"errors", "program", "verify"},
     "slots": {"binding", "errors", "program"},
     "live": LOW | {"binding", "families", "slots", "stack"},
-    "checkpoint": LOW | {"binding", "families", "formats", "stack"},
+    "orientation": {"binding", "errors"},
+    "checkpoint": LOW | {"binding", "families", "formats", "orientation", "stack"},
 }
 
 

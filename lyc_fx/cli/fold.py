@@ -50,7 +50,7 @@ def command(
     ] = Convention.interpolate,
     transposed: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Weights that are stored (in, out), as in GPT-2's Conv1D."),
+        typer.Option(metavar="PATTERN", help="Weights stored (in, out), as in GPT-2's Conv1D; !PATTERN: not."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
