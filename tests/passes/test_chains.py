@@ -1,16 +1,22 @@
-"""Each structure's chain: its text, its near misses with their reasons, and what may be done with the result."""
+"""Each structure's chain: its near misses with their reasons, stacks, and what may be done with the result."""
 
+from dataclasses import dataclass
+from typing import final
+
+import nets
 import pytest
 import torch
-from lowering import CONV, EVEN, GROUPED, LINEAR, adapted, fired, made, misses, same_numbers
+from lowering import CONV, DEPTHWISE, EVEN, GROUPED, LINEAR, adapted, fired, made, misses, same_numbers
 from nets import CASES, Case
+from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import Adapter
+from lyc_fx.families import Adapter, Additive, Shape
 
 NORM = next(c for c in CASES if c.name == "layer-norm")
 POINT = next(c for c in CASES if c.name == "conv2d-1x1")
+NORM = next(c for c in CASES if c.name == "layer-norm")
 TALL = next(c for c in CASES if c.name == "conv2d-even")
 SAME = next(c for c in CASES if c.name == "conv2d-same")
 STRUCTURES: dict[str, tuple[Case, Adapter]] = {
@@ -40,3 +46,139 @@ def test_a_chain_compiles_and_cannot_be_folded(name: str) -> None:
         lyc_fx.fold(lowered)
     torch._dynamo.reset()
     same_numbers(torch.compile(lowered, fullgraph=True, backend="aot_eager", dynamic=True), before, case)
+
+
+DORA = "computed from the merged weight (a weight decomposition, DoRA)"
+NEAR_MISSES: dict[str, tuple[Case, Adapter, str]] = {
+    "blocks across groups": (
+        CONV,
+        made("diag-oft", CONV),
+        "2 rows are mixed at a time, across the layer's groups of 5",
+    ),
+    "a stage across groups": (GROUPED, made("boft", GROUPED), "12 rows are mixed at a time"),
+    "rescaled blocks across groups": (CONV, made("diag-oft", CONV, "rescale"), "2 rows are mixed"),
+    "rows that groups share": (
+        GROUPED,
+        made("lokr", GROUPED),
+        "3 rows of the left factor do not fall into the layer's 2",
+    ),
+    "factors of other groups": (
+        CONV,
+        made("ia3", CONV).with_factors({"weight": torch.randn(30)}),
+        "the factor is one of 5 groups, the layer has 2",
+    ),
+    "a dear rank": (
+        LINEAR,
+        made("loha", LINEAR),
+        "of rank 9 takes 189 multiplications per position, the dense weight 90",
+    ),
+    "dear ranks": (
+        CONV,
+        made("loha", CONV, "t1", "t2"),
+        "of ranks 9 and 9 takes 1170 multiplications per position, the dense weight 360",
+    ),
+    "magnitudes": (LINEAR, made("locon", LINEAR, "magnitude"), DORA),
+    "a whole difference": (LINEAR, made("full", LINEAR), "no form that is smaller than the weight"),
+    "singular vectors": (LINEAR, made("tlora", LINEAR), "the weight's own singular vectors"),
+    "a norm": (NORM, made("norm", NORM), "aten.layer_norm.default does not read add as the weight of a layer"),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_a_near_miss_is_left_alone_and_says_why(name: str) -> None:
+    case, adapter, reason = NEAR_MISSES[name]
+    before = adapted(case, adapter)
+    after = lyc_fx.lower(before)
+    assert fired(after) == 0
+    [miss] = misses(after)
+    assert reason in miss
+    same_numbers(after, before, case)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("ia3", "beside others"), ("diag-oft", "beside others"), ("locon", DORA)])
+def test_what_must_stay_beside_others_lets_the_others_go(name: str, reason: str) -> None:
+    kept = made(name, EVEN, *(["magnitude"] if name == "locon" else []))
+    before = adapted(EVEN, made("lokr", EVEN), kept, made("locon", EVEN), made("glora", EVEN))
+    after = lyc_fx.lower(before)
+    assert fired(after) == 3
+    [miss] = misses(after)
+    assert reason in miss
+    same_numbers(after, before, EVEN)
+
+
+def test_a_sequential_stack_is_taken_apart_from_the_last_to_the_first() -> None:
+    stack = [made(name, EVEN, rank=2) for name in ("locon", "ia3", "glora", "lokr", "diag-oft", "boft", "loha")]
+    before = adapted(EVEN, *stack, made("ia3", EVEN), sequential=True)
+    after = lyc_fx.lower(before)
+    assert not misses(after)
+    same_numbers(after, before, EVEN)
+
+
+@pytest.mark.parametrize("case", [CONV, DEPTHWISE], ids=lambda case: case.name)
+def test_a_factor_for_each_input_channel_of_a_grouped_convolution(case: Case) -> None:
+    before = adapted(case, made("ia3", case).with_factors({"weight": torch.randn(case.input[1])}))
+    after = lyc_fx.lower(before)
+    assert fired(after) == 1
+    same_numbers(after, before, case)
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Folded(Additive):
+    """A product of half as many rows as the weight has, twice as long: of low rank, but not between the channels."""
+
+    name = "folded"
+    suffixes = {"left": "left", "right": "right"}
+    layouts = (frozenset({"left", "right"}),)
+
+    left: Tensor
+    right: Tensor
+
+    def fit(self, shape: Shape) -> None:
+        pass
+
+    def product(self, shape: Shape) -> Tensor:
+        return (self.left @ self.right).reshape(list(shape))
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("case", [EVEN, CONV], ids=lambda case: case.name)
+def test_a_reshaped_product_of_other_rows_is_no_low_rank_chain(case: Case) -> None:
+    rows = case.logical[0] // 2
+    columns = torch.Size(case.logical).numel() // rows
+    before = adapted(case, Folded(left=torch.randn(rows, 2), right=torch.randn(2, columns)))
+    after = lyc_fx.lower(before)
+    assert fired(after) == 0
+    assert f"the product has {rows} rows, the layer {2 * rows} outputs" in misses(after)[0]
+    same_numbers(after, before, case)
+
+
+class Conv1D(nets.Conv1D):
+    """A layer that scales its product and its bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight, beta=0.5, alpha=2)
+
+
+def test_addmm_with_factors_of_its_own_is_left_alone() -> None:
+    case = Case("", lambda: Conv1D(15, 6), (4, 6), "batch _", transposed=True)
+    before = adapted(case, made("ia3", case))
+    after = lyc_fx.lower(before)
+    assert fired(after) == 0
+    [miss] = misses(after)
+    assert "the layer is called with beta, alpha" in miss
+    same_numbers(after, before, case)
+
+
+@pytest.mark.parametrize("name", ["locon", "lokr", "diag-oft", "glora", "ia3"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_without_a_batch(name: str, groups: int) -> None:
+    layer = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=groups)
+    case = Case("", lambda: layer, (8, 7, 6), "_ height width")
+    before = adapted(case, made(name, case, rank=2))
+    after = lyc_fx.lower(before)
+    assert fired(after) == 1
+    same_numbers(after, before, case)
