@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lyc_fx.binding import Weight
 from lyc_fx.errors import Unsupported
+from lyc_fx.layers import weight_norm_parts
 from lyc_fx.program import aliases, module_aliases, tensors
 
 
@@ -75,8 +76,9 @@ def _weight_norm(module: nn.Module, hook: WeightNorm) -> Slot:
     """Old-style weight norm, which computes the weight anew before each call."""
 
     def write(value: Tensor, undo: ExitStack) -> None:
-        _overwrite(module.get_parameter(f"{hook.name}_v"), value, undo)
-        _overwrite(module.get_parameter(f"{hook.name}_g"), torch.norm_except_dim(value, 2, hook.dim), undo)
+        direction, magnitude = weight_norm_parts(value, hook.dim)
+        _overwrite(module.get_parameter(f"{hook.name}_v"), direction, undo)
+        _overwrite(module.get_parameter(f"{hook.name}_g"), magnitude, undo)
 
     return Slot(lambda: hook.compute_weight(module), write)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
-from typing import Any, final
+from typing import Any, final, get_args
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
@@ -69,8 +69,11 @@ def stacked(
 ) -> Stack:
     """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
 
-    Raises BadAdapter for a strength that is not finite, TypeError for what is no adapter set.
+    Raises BadAdapter for a strength that is no finite number and an unknown convention, TypeError for what is no
+    adapter set.
     """
+    if convention not in get_args(Convention):
+        raise BadAdapter(f"there is no convention {convention!r}, only {', '.join(get_args(Convention))}")
     pairs: list[Any] = [(adapters, 1.0)] if isinstance(adapters, AdapterSet) else list(adapters)
     parts = []
     for pair in pairs:
@@ -79,9 +82,16 @@ def stacked(
         blocks = tuple(given for given in (pair[1], strength) if isinstance(given, Mapping))
         value = 1.0
         for given in (pair[1], strength):
-            value *= 1.0 if isinstance(given, Mapping) else float(given)
+            value *= 1.0 if isinstance(given, Mapping) else _number(given, pair[0].source)
         for factor in (value, *(f for each in blocks for f in each.values())):
-            if not isfinite(factor):
+            if not isfinite(_number(factor, pair[0].source)):
                 raise BadAdapter(f"{pair[0].source}: strength {factor} is not finite")
         parts.append(Part(pair[0].in_convention(convention), value, blocks))
     return Stack(tuple(parts), sequential)
+
+
+def _number(strength: Any, source: str) -> float:
+    try:
+        return float(strength)
+    except (TypeError, ValueError) as error:
+        raise BadAdapter(f"{source}: strength {strength!r} is no number") from error

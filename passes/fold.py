@@ -22,7 +22,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import refuse_overflow
-from lyc_fx.layers import COMPUTED
+from lyc_fx.layers import COMPUTED, weight_norm_parts
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
 from lyc_fx.rewrite import EMITTED, erase_unused
@@ -142,7 +142,7 @@ def _stores(base: Node, value: Tensor) -> dict[Node, Tensor]:
     direction, magnitude = base.args[0], base.args[1]
     dim = base.args[2] if len(base.args) > 2 else 0
     assert isinstance(direction, Node) and isinstance(magnitude, Node) and isinstance(dim, int)
-    return {direction: value, magnitude: torch.norm_except_dim(value, 2, dim)}
+    return dict(zip((direction, magnitude), weight_norm_parts(value, dim), strict=True))
 
 
 def _store(gm: GraphModule, node: Node, value: Tensor, names: dict[int, list[str]]) -> None:

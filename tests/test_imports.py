@@ -31,7 +31,7 @@ MAY: dict[str, set[str]] = {
     "chains": {"chains", "layers", "program", "rewrite"},
     "passes": LOW | {"chains"} | {"adapters", "binding", "chains", "families", "pipeline", "stack"},
     "pipeline": {"errors", "program", "verify"},
-    "slots": {"binding", "errors", "program"},
+    "slots": {"binding", "errors", "layers", "program"},
     "live": LOW | {"binding", "families", "slots", "stack"},
     "orientation": {"binding", "errors"},
     "checkpoint": LOW | {"binding", "families", "formats", "orientation", "stack"},

@@ -34,6 +34,8 @@ def merged(
     `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape and dtype.
     """
     dtype = compute or compute_dtype(weight.device)
+    if not dtype.is_floating_point:
+        raise BadAdapter(f"compute={dtype}: sums need a floating-point dtype")
     base = weight if weight.dtype == dtype else weight.to(dtype)
     base = base.t() if transposed else base
     ready = [(adapter.to(dtype), strength) for adapter, strength in stack]

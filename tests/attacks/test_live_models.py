@@ -225,3 +225,32 @@ def test_the_same_set_twice_with_other_blocks_in_any_order() -> None:
     lyc_fx.merge(models[0], stack)
     lyc_fx.merge(models[1], stack[::-1])
     assert torch.equal(models[0].a.weight, models[1].a.weight)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_row_that_becomes_zero_under_weight_norm() -> None:
+    model, x = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4, bias=False))), torch.randn(2, 4)
+    base = model[0].weight.detach().clone()
+    model[0].weight = model[0].weight.detach()  # as capture can copy it
+    adapters = lyc_fx.load({"0.diff": torch.cat([-base[:1], torch.ones(3, 4)])})
+    folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters))
+    lyc_fx.merge(model, adapters)
+    for result in (model(x), folded(x)):
+        torch.testing.assert_close(result, x @ torch.cat([torch.zeros(1, 4), base[1:] + 1]).t())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"convention": "lycors"}, "there is no convention 'lycors'"),
+        ({"compute": torch.int32}, "floating-point dtype"),
+        ({"strength": "half"}, "strength 'half' is no number"),
+        ({"strength": {"a.*": None}}, "strength None is no number"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, object], message: str) -> None:
+    model = two()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(BadAdapter, match=message):
+        lyc_fx.merge(model, BOTH, **options)  # type: ignore[arg-type]
+    same(model.state_dict(), before)
