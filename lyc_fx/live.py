@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from lyc_fx.binding import bind
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention
-from lyc_fx.program import module_aliases
+from lyc_fx.program import facts, module_aliases, uncompiled
 from lyc_fx.report import Report
 from lyc_fx.slots import slots
 from lyc_fx.stack import Adapters, Blocks, stacked
@@ -36,9 +37,16 @@ def merge(
     strengths, `convention` and `sequential` are as in `splice`.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, or naming a merged weight that
-    overflows; Unsupported for weights on the meta device or computed in a way that cannot give the merged weight.
+    overflows; Unsupported for a captured program, and for weights on the meta device or computed in a way that
+    cannot give the merged weight.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
+    model = uncompiled(model)
+    if isinstance(model, GraphModule) and facts(model).keys:
+        raise Unsupported(
+            "a captured program does not know how the classes of its layers store their weights: "
+            "splice and fold it, or merge into the model that it was captured from, whose weights it shares"
+        )
     found, same = slots(model), module_aliases(model)
     binding = bind(stack, {n: s.weight for n, s in found.items() if n not in same}, strict=strict, aliases=same)
     empty = [name for name in binding.targets if found[name].read().is_meta]

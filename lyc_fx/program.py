@@ -103,6 +103,13 @@ def module_aliases(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model in what `torch.compile(model)` returned, which has its names."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
 def get_tensor(module: nn.Module, name: str) -> Tensor:
     """The parameter, buffer or constant of this name."""
     path, _, leaf = name.rpartition(".")

@@ -24,7 +24,7 @@ from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
 from lyc_fx.capture.outputs import baked, example, register
 from lyc_fx.errors import CaptureError
-from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors
+from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors, uncompiled
 
 __all__ = ["DynamicShapes", "SpecializedDimension", "capture"]
 
@@ -54,6 +54,7 @@ def capture(
         return _from_program(model, {}, {})
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
+    model = uncompiled(model)
     args, kwargs = tuple(args), dict(kwargs or {})
     register((args, kwargs), inputs=True)
     bound = arguments(model, args, kwargs)

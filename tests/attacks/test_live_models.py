@@ -254,3 +254,20 @@ def test_options_that_are_none(options: dict[str, object], message: str) -> None
     with pytest.raises(BadAdapter, match=message):
         lyc_fx.merge(model, BOTH, **options)  # type: ignore[arg-type]
     same(model.state_dict(), before)
+
+
+def test_a_compiled_model_has_its_own_names() -> None:
+    model, x = two(), torch.randn(2, 4, dtype=torch.float64)
+    compiled = torch.compile(model, backend="eager")
+    program = lyc_fx.capture(compiled, (x,))
+    assert list(program.state_dict()) == list(model.state_dict())
+    compiled(x)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        lyc_fx.merge(compiled, BOTH)
+        torch.testing.assert_close(compiled(x), lyc_fx.capture(model, (x,))(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_captured_program_is_no_live_model() -> None:
+    program = lyc_fx.capture(two(), (torch.randn(2, 4, dtype=torch.float64),))
+    with pytest.raises(Unsupported, match="splice and fold it"):
+        lyc_fx.merge(program, BOTH)
