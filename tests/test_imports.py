@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "formats": {"adapters", "errors", "families", "formats"},
     "capture": {"capture", "errors", "layers", "program"},
     "chains": {"chains", "layers", "program", "rewrite"},
-    "passes": LOW | {"chains"} | {"adapters", "binding", "chains", "families", "pipeline", "stack"},
+    "passes": LOW | {"adapters", "binding", "chains", "families", "pipeline", "stack"},
     "pipeline": {"errors", "program", "verify"},
     "slots": {"binding", "errors", "layers", "program"},
     "live": LOW | {"binding", "families", "slots", "stack"},
