@@ -10,7 +10,7 @@ import typer
 
 import lyc_fx
 from lyc_fx.cli import demo, fold, inspect
-from lyc_fx.cli.errors import ReportsErrors
+from lyc_fx.cli.errors import ReportsErrors, interrupt
 
 __all__ = ["app", "main"]
 
@@ -44,7 +44,10 @@ def _top(
 
 def main() -> None:
     """Entry point."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on `kill` as on Ctrl-C
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # clean up on `kill`, or a closed terminal, as on Ctrl-C
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
+            signal.signal(number, interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name, or a terminal, may not be UTF-8

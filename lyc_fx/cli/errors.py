@@ -1,11 +1,20 @@
 """What the command line says when something goes wrong: one message, exit code 1, no traceback."""
 
+from types import FrameType
+
 import typer
 from typer.core import TyperGroup
 
 from lyc_fx.errors import LycFxError
 
-_EXPECTED = (LycFxError, OSError, MemoryError, RuntimeError, KeyboardInterrupt)
+_INTERRUPTED: list[int] = []
+"""The signals that have come"""
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """A signal handler. It remembers the signal, since C code may make another error of the KeyboardInterrupt."""
+    _INTERRUPTED.append(number)
+    raise KeyboardInterrupt
 
 
 class ReportsErrors(TyperGroup):
@@ -14,8 +23,8 @@ class ReportsErrors(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # click's Context, which it is
         try:
             return super().invoke(ctx)
-        except _EXPECTED as error:
-            text = _said(error)
+        except (Exception, KeyboardInterrupt) as error:
+            text = "interrupted" if _INTERRUPTED else _said(error)
             if text is None:
                 raise
             typer.echo(f"error: {text}", err=True)
