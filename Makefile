@@ -13,7 +13,7 @@ test: .venv/.test  ## ruff, mypy, pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal  # one thread for each of two workers
 
 demo: .venv/.demo  ## the main job on a real model with a real adapter
 	$(BIN)/lyc-fx demo

@@ -16,7 +16,7 @@ from lyc_fx.families import Adapter, Additive
 SUMS = [(f, layout) for f, layout in VARIANTS if issubclass(f, Additive) and "magnitude" not in layout]
 strengths = st.floats(-2, 2).filter(lambda s: abs(s) > 0.05 and s != 1)
 quick = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
