@@ -18,7 +18,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.families.locon import LoCon
-from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.layouts import alpha_of, lycoris_layouts
 
 _DOWN, _UP = "lora_down.weight", "lora_up.weight"
@@ -54,7 +54,7 @@ class Diffusers(Format):
             full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, full[_DOWN].shape[0]))
         return lycoris_layouts(full)
 
-    def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
+    def write(self, adapters: AdapterSet) -> Contents:
         """Factors of plain LoRA, with the scale multiplied into `lora_B`."""
         tensors = {}
         for entry in adapters.entries:
@@ -65,7 +65,7 @@ class Diffusers(Format):
                 )
             tensors[f"{entry.module}.lora_A.weight"] = adapter.down
             tensors[f"{entry.module}.lora_B.weight"] = adapter.up * adapter.scale
-        return tensors
+        return Contents(tensors, adapters.metadata)
 
 
 def _module(path: str) -> str:

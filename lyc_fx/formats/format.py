@@ -23,6 +23,18 @@ class Source:
     """PEFT's `adapter_config.json`"""
 
 
+@final
+@dataclass(frozen=True)
+class Contents:
+    """What a writer makes of an adapter set: all that `load` needs to read it again."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """For the safetensors header"""
+    config: Mapping[str, Any] | None = None
+    """PEFT's `adapter_config.json`"""
+
+
 class Format(ABC):
     """One convention for the keys of an adapter file. A format is a final subclass without state.
 
@@ -43,5 +55,8 @@ class Format(ABC):
         return dict(group)
 
     @abstractmethod
-    def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
-        """The tensors of a file of this convention. Raises Unsupported for an adapter that it cannot express."""
+    def write(self, adapters: AdapterSet) -> Contents:
+        """A file of this convention, under the modules' names as they are, with the set's metadata.
+
+        Raises Unsupported, naming every module whose adapter it cannot express.
+        """

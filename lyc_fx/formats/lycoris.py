@@ -6,11 +6,9 @@ suffixes and the shapes alone; nothing in the header is needed.
 
 from typing import final
 
-from torch import Tensor
-
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.formats.entries import SUFFIXES
-from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.format import Contents, Format, Source
 
 _PLAIN = "weight"
 """A suffix of IA3, and of every checkpoint: it counts only beside `on_input`."""
@@ -30,9 +28,10 @@ class Lycoris(Format):
                 return (module, suffix) if suffix != _PLAIN or f"{module}.on_input" in source.keys else None
         return None
 
-    def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
-        return {
+    def write(self, adapters: AdapterSet) -> Contents:
+        tensors = {
             f"{entry.module}.{suffix}": tensor
             for entry in adapters.entries
             for suffix, tensor in entry.adapter.written(entry.leaf).items()
         }
+        return Contents(tensors, adapters.metadata)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.layouts import alpha_of, lycoris_layouts
 
 PREFIX = "base_model.model."
@@ -60,7 +60,7 @@ class Peft(Format):
             full["alpha"] = torch.tensor(alpha_of(module, config, inner.shape[0]))
         return lycoris_layouts(full)
 
-    def write(self, adapters: AdapterSet) -> dict[str, Tensor]:
+    def write(self, adapters: AdapterSet) -> Contents:
         raise Unsupported("lyc-fx reads PEFT adapters; it does not write them yet")
 
 

@@ -83,7 +83,7 @@ def test_a_file_that_mixes_formats() -> None:
 def test_what_is_written_is_read_again_with_the_same_effect() -> None:
     adapter = random_for((LoCon, LoCon.layouts[0]), (5, 3), alpha=4.0)
     assert adapter is not None
-    [entry] = lyc_fx.load(Diffusers().write(one(adapter, "unet.attn1.to_q"))).entries
+    [entry] = lyc_fx.load(Diffusers().write(one(adapter, "unet.attn1.to_q")).tensors).entries
     assert isinstance(adapter, LoCon) and isinstance(entry.adapter, LoCon)
     torch.testing.assert_close(entry.adapter.delta((5, 3)), adapter.delta((5, 3)))
 

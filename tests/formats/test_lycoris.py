@@ -26,14 +26,14 @@ def test_round_trip(variant, tmp_path: Path) -> None:  # type: ignore[no-untyped
     shapes = ((15, 6, 3, 2), (20, 6), (9,))
     adapter = next(a for s in shapes if (a := random_for(variant, s, dtype=torch.bfloat16)) is not None)
     path = tmp_path / "a.safetensors"
-    save_file(Lycoris().write(one(adapter)), path, {"ss_network_module": "lycoris.kohya"})
+    save_file(Lycoris().write(one(adapter)).tensors, path, {"ss_network_module": "lycoris.kohya"})
     read = lyc_fx.load(path)
-    again = Lycoris().write(read)
+    again = Lycoris().write(read).tensors
     [entry] = read.entries
     assert entry.adapter.structure() == adapter.structure()
     assert read.metadata == {"ss_network_module": "lycoris.kohya"} and read.source == str(path)
     assert set(entry.keys) == set(again)
-    for key, tensor in Lycoris().write(one(adapter)).items():
+    for key, tensor in Lycoris().write(one(adapter)).tensors.items():
         assert again[key].dtype == tensor.dtype and torch.equal(again[key], tensor)
     assert read.digest == one(adapter).digest
 
