@@ -31,6 +31,9 @@ class Norm(Additive):
     def fit(self, shape: Shape) -> None:
         expect("the difference", self.difference.shape, shape)
 
+    def rows(self, start: int, stop: int, shape: Shape) -> "Norm":
+        return Norm(difference=self.difference[start:stop])
+
     def product(self, shape: Shape) -> Tensor:
         return self.difference
 

@@ -17,10 +17,11 @@ from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import Format, Source
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.peft import Peft
+from lyc_fx.formats.xlabs import XLabs
 
 __all__ = ["FORMATS", "Format", "load"]
 
-FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Lycoris())
+FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Lycoris())
 """In the order in which they are asked whether a key is theirs"""
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

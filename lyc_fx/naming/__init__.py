@@ -1,0 +1,8 @@
+"""Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
+
+from lyc_fx.naming.components import PREFIXES
+from lyc_fx.naming.names import Name, Names, flatten
+from lyc_fx.naming.piece import Piece, Pieces, Rows
+from lyc_fx.naming.scheme import Dialect
+
+__all__ = ["PREFIXES", "Dialect", "Name", "Names", "Piece", "Pieces", "Rows", "flatten"]
