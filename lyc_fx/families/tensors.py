@@ -34,7 +34,7 @@ def tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def with_core(core: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """A Tucker product as a product of two matrices: `(O, p)` and `(p, I · κ)`, of left `(p, O)`, right `(q, I)`."""
     inner = (matrix(core).reshape([core.shape[0], core.shape[1], -1]).transpose(1, 2) @ right).transpose(1, 2)
-    return left.t(), inner.flatten(1)
+    return left.t().contiguous(), inner.flatten(1)  # torch.kron cannot take a transposed view
 
 
 def kronecker(left: Tensor, right: Tensor) -> Tensor:

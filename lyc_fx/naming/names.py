@@ -49,6 +49,13 @@ class Name:
     roles: frozenset[Role] = frozenset()
     """Of the component that it belongs to; empty: unknown"""
 
+    @property
+    def precedence(self) -> int:
+        """Where a text has several meanings, those of the lowest number count: a whole name of the model's own first."""
+        if self.dialect is Dialect.spelling:
+            return 2
+        return 0 if self.dialect is Dialect.own and not self.roles else 1
+
 
 def flatten(path: str) -> str:
     """`encoder.layer.0.query` → `encoder_layer_0_query`."""
@@ -86,8 +93,8 @@ class Names:
             for name in self._flat.get((leaf, flatten(path)), ())
             if not roles or not name.roles or roles & name.roles
         ]
-        best = min((name.dialect.precedence for name in found), default=0)
-        return sorted({self._resolved(n.pieces) for n in found if n.dialect.precedence == best}, key=repr)
+        best = min((name.precedence for name in found), default=0)
+        return sorted({self._resolved(name.pieces) for name in found if name.precedence == best}, key=repr)
 
     def _resolved(self, pieces: Pieces) -> Pieces:
         return tuple(replace(piece, parameter=self._known[piece.parameter]) for piece in pieces)

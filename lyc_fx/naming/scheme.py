@@ -26,11 +26,6 @@ class Dialect(Enum):
     spelling = "spelling"
     """Some files; it is read, and never written"""
 
-    @property
-    def precedence(self) -> int:
-        """Where a name has several meanings, those of the lowest number count."""
-        return {"own": 0, "spelling": 2}.get(self.value, 1)
-
 
 @final
 @dataclass(frozen=True)

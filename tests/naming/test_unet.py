@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lyc_fx.naming import Names, Piece, flatten
-from lyc_fx.naming.unet import LdmNames
+from lyc_fx.naming.unet import BlockNames, LdmNames
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -45,6 +45,14 @@ def test_every_parameter_is_found_by_its_original_name(sdxl: bool) -> None:
     assert len(original) == len(dict(model.named_parameters()))
     theirs = convert_ldm_unet_checkpoint(original, dict(model.config))
     assert {n: id(p) for n, p in theirs.items()} == {n: id(p) for n, p in model.named_parameters()}
+
+    shapes = {name.removeprefix("model.diffusion_model."): tuple(p.shape) for name, p in original.items()}
+    back = BlockNames.of(shapes)
+    assert back is not None
+    for name in shapes:
+        path, _, leaf = name.rpartition(".")
+        assert f"{back.path(path)}.{leaf}" in theirs, name
+        assert theirs[f"{back.path(path)}.{leaf}"] is original[f"model.diffusion_model.{name}"]
 
     names = Names({n: tuple(p.shape) for n, p in model.named_parameters()})
     for name, _ in model.named_parameters():
