@@ -84,6 +84,10 @@ class Adapter(ABC):
         """The layout in the field's words, such as "tucker"; "" for the plain one."""
         return ""
 
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight that this was made for, where the factors tell it; a kernel may be missing."""
+        return None
+
     @property
     def uses_alpha(self) -> bool:
         """Whether `alpha` has any effect."""

@@ -54,6 +54,10 @@ class LoCon(Decomposable):
             expect("lora_down.weight as a matrix", flat_shape(self.down), (self.mid.shape[1], inner))
             expect_kernel("lora_mid.weight", self.mid, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return self.up.shape[0], self.down.shape[1], *kernel
+
     def rows(self, start: int, stop: int, shape: Shape) -> "LoCon":
         """Of a block-sparse adapter (a fused one that was trained as several) only the block that reaches the rows."""
         up, down = self.up[start:stop], self.down

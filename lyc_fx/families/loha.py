@@ -72,6 +72,12 @@ class LoHa(Decomposable):
                 expect(b, right.shape, (core.shape[1], inner))
                 expect_kernel(t, core, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        """Without a core, a convolution's kernel is not told apart from its inputs."""
+        if self.t1 is None:
+            return self.w1_a.shape[0], *self.w1_b.shape[1:]
+        return self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:]
+
     def rows(self, start: int, stop: int, shape: Shape) -> "LoHa":
         at = slice(start, stop) if self.t1 is None else (slice(None), slice(start, stop))
         return replace(self, w1_a=self.w1_a[at], w2_a=self.w2_a[at], magnitude=self.magnitude_rows(start, stop, shape))

@@ -72,6 +72,13 @@ class LoKr(Decomposable):
         right = "full w2" if self.w2 is not None else "low-rank w2" if self.t2 is None else "tucker w2"
         return self.with_dora(f"{left}, {right}")
 
+    def weight_shape(self) -> tuple[int, ...]:
+        """Where w2 is decomposed without a core, a convolution's kernel is not told apart from its inputs."""
+        left, m = self._left_shape()
+        right = self.w2.shape if self.w2 is not None else (self._right_rows(), *self.w2_b.shape[1:])  # type: ignore[union-attr]
+        kernel = right[2:] if self.t2 is None else self.t2.shape[2:]
+        return left * right[0], m * right[1], *kernel
+
     def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
         """Rows of w1 where the stretch covers whole ones, rows of w2 where it lies within one, else the LoCon's."""
         k, magnitude = self._right_rows(), self.magnitude_rows(start, stop, shape)

@@ -14,16 +14,17 @@ from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
 from lyc_fx.formats.entries import entries
-from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.peft import Peft
+from lyc_fx.formats.save import CONFIG, TENSORS, save
 from lyc_fx.formats.xlabs import XLabs
 
-__all__ = ["FORMATS", "Format", "load"]
+__all__ = ["FORMATS", "Contents", "Format", "load", "save", "writer"]
 
 FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Lycoris())
 """In the order in which they are asked whether a key is theirs"""
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_WRITERS: dict[str, Format] = {f.name: f for f in FORMATS} | {"kohya": Lycoris()}
 
 
 def load(
@@ -44,9 +45,9 @@ def load(
         tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config)
     else:
         path = Path(source)
-        path = path / _TENSORS if (path / _CONFIG).is_file() else path
+        path = path / TENSORS if (path / CONFIG).is_file() else path
         tensors, metadata = read_tensors(path)
-        said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / _CONFIG))
+        said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / CONFIG))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
     unread = []
@@ -76,6 +77,11 @@ def load(
     if faults:
         raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
     return AdapterSet(tuple(made), said.name, dict(said.metadata), tuple(unread))
+
+
+def writer(name: str) -> Format:
+    """The format that writes a convention. kohya's files differ from LyCORIS's in their modules' names alone."""
+    return _WRITERS[name]
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:

@@ -4,5 +4,19 @@ from lyc_fx.naming.components import PREFIXES
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
 from lyc_fx.naming.scheme import Dialect
+from lyc_fx.naming.written import Place, Target, Written, rows_of
 
-__all__ = ["PREFIXES", "Dialect", "Name", "Names", "Piece", "Pieces", "Rows", "flatten"]
+__all__ = [
+    "PREFIXES",
+    "Dialect",
+    "Name",
+    "Names",
+    "Piece",
+    "Pieces",
+    "Place",
+    "Rows",
+    "Target",
+    "Written",
+    "flatten",
+    "rows_of",
+]

@@ -32,6 +32,8 @@ _PREFIX, _MARK = "text_model.", ".self_attn.q_proj.weight"
 class Clip:
     """The names of one text encoder."""
 
+    kind: str = "text_encoder"
+
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
         """As `Scheme.aliases`."""
         bare = [name for name in shapes if name.startswith("encoder.layers.") and name.endswith(_MARK)]

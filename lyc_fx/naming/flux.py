@@ -54,6 +54,7 @@ FLUX = Scheme(
         *_double("txt", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "ff_context", "norm1_context"),
         *_SINGLE_BLOCK,
     ),
+    kind="transformer",
     marks=(
         ("double_blocks.{}.img_attn.qkv",),
         ("single_blocks.{}.linear1",),

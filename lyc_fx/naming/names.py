@@ -27,6 +27,11 @@ _LEAVES = ("weight", "bias")
 class NamesOf(Protocol):
     """What knows further names of an architecture."""
 
+    @property
+    def kind(self) -> str:
+        """What diffusers calls the component that has it: `unet`, `transformer`, `text_encoder`."""
+        ...
+
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
         """Further names of parameters, `<module>.weight` or `<module>.bias`, and what they stand for."""
         ...
@@ -48,10 +53,12 @@ class Name:
     dialect: Dialect = Dialect.own
     roles: frozenset[Role] = frozenset()
     """Of the component that it belongs to; empty: unknown"""
+    kind: str = ""
+    """What diffusers calls such a component, where the architecture is known"""
 
     @property
     def precedence(self) -> int:
-        """Where a text has several meanings, those of the lowest number count: a whole name of the model's own first."""
+        """Where a text has several meanings, those of the lowest number count: first whole names of the model's own."""
         if self.dialect is Dialect.spelling:
             return 2
         return 0 if self.dialect is Dialect.own and not self.roles else 1
@@ -115,7 +122,7 @@ def _all_names(shapes: Shapes) -> Iterator[Name]:
         prefix, roles = component_of(parameter)
         components[prefix, roles][parameter.removeprefix(prefix)] = parameter
     for (prefix, roles), inner in components.items():
-        attention = {_module_form(name): own for name, own in inner.items()}
+        attention = {module_form(name): own for name, own in inner.items()}
         own_shapes = {name: shapes[own] for name, own in attention.items()}
         if prefix:
             for name, own in inner.items():
@@ -123,10 +130,10 @@ def _all_names(shapes: Shapes) -> Iterator[Name]:
         for scheme in SCHEMES:
             for dialect, name, pieces in scheme.aliases(own_shapes):
                 real = tuple(replace(piece, parameter=attention[piece.parameter]) for piece in pieces)
-                yield from _leaves(Name(name, "", real, dialect, roles))
+                yield from _leaves(Name(name, "", real, dialect, roles, scheme.kind))
 
 
-def _module_form(parameter: str) -> str:
+def module_form(parameter: str) -> str:
     """`attn.in_proj_weight`, as `nn.MultiheadAttention` has it, as if it were a module's: `attn.in_proj.weight`."""
     for leaf in _LEAVES:
         if parameter.endswith(f".in_proj_{leaf}"):

@@ -72,6 +72,8 @@ class Scheme:
     rules: tuple[Rule, ...]
     marks: tuple[tuple[str, ...], ...] = ()
     """Sets of modules by which the architecture is known: one of them must be there as a whole"""
+    kind: str = ""
+    """What diffusers calls the component that has it"""
     anywhere: bool = False
     """Rules are tails of module names, not whole names"""
 

@@ -37,6 +37,7 @@ SD3 = Scheme(
         rule("joint_blocks.{}.x_block.attn2.qkv", *(f"{_OURS}.attn2.{name}" for name in ("to_q", "to_k", "to_v"))),
         rule("joint_blocks.{}.x_block.attn2.proj", f"{_OURS}.attn2.to_out.0"),
     ),
+    kind="transformer",
     marks=(("joint_blocks.{}.x_block.attn.qkv",), ("pos_embed.proj", f"{_OURS}.attn.add_q_proj")),
 )
 """SD 3 and 3.5; `attn2` is the second attention of 3.5 medium"""

@@ -46,6 +46,8 @@ _MIDDLE = re.compile(r"(mid_block\.(?:resnets|attentions)\.\d+)\.(.*)")
 class UNet:
     """The other names of a UNet, whichever its own are."""
 
+    kind: str = "unet"
+
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
         """As `Scheme.aliases`."""
         for dialect, names in ((Dialect.original, LdmNames.of(shapes)), (Dialect.diffusers, BlockNames.of(shapes))):

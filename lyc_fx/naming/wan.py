@@ -26,6 +26,7 @@ WAN = Scheme(
         rule("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
         rule("head.head", "proj_out"),
     ),
+    kind="transformer",
     marks=(("blocks.{}.self_attn.q", "blocks.{}.cross_attn.q"), ("blocks.{}.attn1.to_q", "blocks.{}.attn2.to_q")),
 )
 """Each block has a self-attention, a cross-attention (with images: two more projections) and a feedforward layer"""

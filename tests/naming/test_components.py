@@ -37,7 +37,6 @@ def test_text_encoders_of_one_pipeline_are_told_apart() -> None:
     assert found(names, f"text_encoder_2.text_model.{Q}") == [n for n in second if n.endswith("weight")]
     assert found(names, f"text_encoders.clip_l.transformer.text_model.{Q}") == found(names, f"text_encoder.{Q}")
     assert len(found(names, f"lycoris_text_model_{flatten(Q)}")) == 2, "without a role it may be either"
-    assert found(names, f"lora_te3_text_model_{flatten(Q)}") == []
     assert found(names, f"lora_unet_text_model_{flatten(Q)}") == []
 
 
