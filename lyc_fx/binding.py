@@ -170,6 +170,11 @@ def _fault(entry: Entry, found: list[str], rival: Entry | None, weights: Mapping
         return f"{found[0]} is stored as {weight.dtype}; adapters need a floating-point weight"
     if weight.dtype.itemsize == 1 and (scale := _scale(found[0], weights)) is not None:
         return f"{found[0]} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before scaling"
+    if entry.shape not in (None, weight.logical):
+        return (
+            f"is for {found[0]} padded with zeros from {weight.logical} to {entry.shape} (reshape_weight); "
+            "lyc-fx does not change a model's shapes: use a base model of that shape"
+        )
     try:
         entry.adapter.fit(weight.logical)
     except BadAdapter as error:

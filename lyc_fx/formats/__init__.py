@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
 from lyc_fx.formats.entries import entries
@@ -21,7 +22,7 @@ from lyc_fx.formats.peft import Peft
 
 __all__ = ["FORMATS", "Format", "load"]
 
-FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Nhwc(), Lycoris())
+FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Nhwc(), Lycoris(), Comfyui())
 """In the order in which they are asked whether a key is theirs; of a module's formats the first one completes it"""
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -53,14 +54,15 @@ def load(
         said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / _CONFIG), layout)
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
-    unread = []
+    unread, faults = [], []
     for key in tensors:
         found = next(((f, parts) for f in FORMATS if (parts := f.parse(key, said)) is not None), None)
         if found is None:
             unread.append(key)
             continue
         (module, suffix), format_ = found[1], found[0]
-        modules[module][suffix] = key
+        if (other := modules[module].setdefault(suffix, key)) != key:
+            faults.append(f"  {module}: {other} and {key} are the same factor")
         formats[module] = min(format_, formats.get(module, format_), key=FORMATS.index)
     if not modules:
         sample = ", ".join(sorted(tensors)[:3]) or "it holds no tensor"
@@ -72,7 +74,7 @@ def load(
     if said.stated_layout is None:
         plain = {module: group for module, group in groups.items() if isinstance(formats[module], Lycoris)}
         formats |= dict.fromkeys(laid_out_so(plain), Nhwc())
-    made, faults = [], []
+    made = []
     for module, keys in modules.items():
         try:
             group = formats[module].complete(module, groups[module], said)
