@@ -7,6 +7,7 @@ import comfyui
 import oracle
 import pytest
 import torch
+from layouts import random
 from nets import VARIANTS, Variant, many, one, random_for, variant_id
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,10 +28,6 @@ from lyc_fx.formats.comfyui import Comfyui
 
 SHAPES = ((20, 6), (15, 6, 3, 2), (10, 7, 5), (6, 4, 1, 3, 2), (14, 6, 1, 1), (9,))
 PATH = "diffusion_model.middle.fc"
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 def written(adapter: Adapter) -> dict[str, Tensor]:
