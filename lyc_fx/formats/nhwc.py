@@ -41,7 +41,7 @@ from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.formats.detection import consistent, decided
 from lyc_fx.formats.format import MARK, Contents, Format, Source
 from lyc_fx.formats.kernels import kernel_first, moved, named, turned, varying
-from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.formats.lycoris import Lycoris, tensors_of
 
 
 @final
@@ -70,18 +70,17 @@ class Nhwc(Format):
     def write(self, adapters: AdapterSet) -> Contents:
         """All factors in bfloat16, rounded to nearest; `alpha` stays float32. What is bfloat16 keeps its bits.
 
-        Raises Unsupported where a factor is beyond bfloat16's range.
+        Raises Unsupported where a factor is beyond bfloat16's range, and for two adapters of one weight.
         """
         tensors: dict[str, Tensor] = {}
         faults = []
-        for entry in adapters.entries:
-            written = entry.adapter.written(entry.leaf)
+        for module, written in tensors_of(adapters):
             for suffix, tensor in written.items():
                 stored = tensor.to(torch.bfloat16) if tensor.is_floating_point() and suffix != "alpha" else tensor
                 if bool((stored.isinf() & ~tensor.isinf()).any()):
-                    faults.append(f"  {entry.module}: {suffix} is beyond the range of bfloat16")
+                    faults.append(f"  {module}: {suffix} is beyond the range of bfloat16")
                 laid = kernel_first(stored) if suffix in moved(written) else stored
-                tensors[f"{entry.module}.{suffix}"] = laid.contiguous()
+                tensors[f"{module}.{suffix}"] = laid.contiguous()
         if faults:
             raise Unsupported("\n".join([f"{len(faults)} factors cannot be written as nhwc:", *faults]))
         return Contents(tensors, {**adapters.metadata, MARK: "nhwc"})

@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from random import Random
 
 import oracle
 import pytest
@@ -37,6 +38,22 @@ def test_files_without_a_mark_are_read_by_their_shapes(variant: Variant) -> None
             got = delta(dict(format_.write(one(adapter)).tensors), shape)
             torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert seen >= 8
+
+
+def test_many_small_shapes_at_random() -> None:
+    """A file of LyCORIS alone is never taken for another layout, however small its sizes; a stated one is read so."""
+    choose, seen, unlike = Random(0), 0, 0
+    for seed in range(900):
+        shape = tuple(choose.randint(1, 5) for _ in range(choose.randint(1, 5)))
+        adapter = random_for(choose.choice(VARIANTS), shape, rank=choose.randint(1, 5), dtype=torch.bfloat16, seed=seed)
+        if adapter is None:
+            continue
+        seen, digest = seen + 1, one(adapter, "m").digest
+        assert lyc_fx.load(dict(Lycoris().write(one(adapter, "m")).tensors)).digest == digest
+        kernel_first = dict(Nhwc().write(one(adapter, "m")).tensors)
+        assert lyc_fx.load(kernel_first, layout="nhwc").digest == digest
+        unlike += lyc_fx.load(kernel_first, layout="torch").digest != digest
+    assert seen > 400 and unlike > 100
 
 
 SQUARE = linear((5, 2), (2, 5))
