@@ -85,7 +85,7 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape that a `reshape_weight` asks for."""
     sizes = [] if tensor.is_meta or tensor.is_complex() else tensor.reshape(-1).tolist()
-    if not sizes or any(size != size or size < 1 or size != int(size) for size in sizes):
+    if not sizes or any(size < 1 or not float(size).is_integer() for size in sizes):
         raise BadAdapter(f"reshape_weight {sizes} is no shape")
     return tuple(int(size) for size in sizes)
 

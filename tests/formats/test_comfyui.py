@@ -227,7 +227,9 @@ def test_a_reshape_that_would_pad_the_weight_is_refused() -> None:
     assert Comfyui().write(reshaped(5, 4)).tensors["x.reshape_weight"].tolist() == [5, 4]
 
 
-@pytest.mark.parametrize("sizes", [torch.tensor([]), torch.tensor([5, 0]), torch.tensor([5, 2.5])])
+@pytest.mark.parametrize(
+    "sizes", [torch.tensor([]), torch.tensor([5, 0]), torch.tensor([5, 2.5]), torch.tensor([torch.inf])]
+)
 def test_a_reshape_that_is_no_shape_is_refused(sizes: Tensor) -> None:
     factors = {"x.lora_up.weight": random(5, 2), "x.lora_down.weight": random(2, 3)}
     with pytest.raises(BadAdapter, match=r"x: reshape_weight \[.*\] is no shape"):
