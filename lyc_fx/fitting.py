@@ -50,6 +50,11 @@ def placed(
             if _overlap(piece, rival) and not second:
                 raise BadAdapter(f"{piece.parameter} is named twice in this file, also by {other.module}")
     shape = _shape(pieces, weights)
+    if entry.shape not in (None, shape):
+        raise BadAdapter(
+            f"is for {' + '.join(piece.parameter for piece in pieces)} padded with zeros from {shape} to {entry.shape} "
+            "(reshape_weight); lyc-fx does not change a model's shapes: use a base model of that shape"
+        )
     try:
         entry.adapter.fit(shape)
     except BadAdapter as error:
