@@ -63,7 +63,7 @@ def placed(
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error
     for piece in pieces:
-        adapter = entry.adapter if piece.of is None else entry.adapter.rows(*piece.of, shape)
+        adapter = entry.adapter if piece.of is None else entry.adapter.rows(*piece.of, shape).compact()
         made.append((piece, adapter))
     return made
 
