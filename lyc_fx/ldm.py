@@ -30,7 +30,7 @@ _RESNET = {
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.(.*))?")
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(resnets|attentions|downsamplers|upsamplers)\.(\d{1,3})(?:\.(.*))?")
 _MIDDLE = re.compile(r"(mid_block\.(?:resnets|attentions)\.\d+)\.(.*)")
 
 

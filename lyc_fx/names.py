@@ -22,6 +22,10 @@ COMPONENTS = (
 """What may stand before a module's dotted path in place of, or besides, a pipeline's own name for the model."""
 
 
+_MOST_COMPARED = 20_000_000
+"""Letters of a name times letters of all names: a hint must not take minutes"""
+
+
 def flatten(path: str) -> str:
     """`encoder.layer.0.query` → `encoder_layer_0_query`."""
     return path.replace(".", "_")
@@ -66,6 +70,8 @@ class Names:
         """The parameters whose names are most like a name that was not found."""
         known = {path: parameters[0] for (kind, path), parameters in self._flat.items() if kind == leaf}
         text = flatten(_unprefixed(module)[-1])
+        if len(text) * sum(map(len, known)) > _MOST_COMPARED:
+            return []
         return [known[path] for path in get_close_matches(text, known, n=count, cutoff=0.6)]
 
 

@@ -137,13 +137,16 @@ class Adapter(ABC):
 
     @final
     def check(self) -> None:
-        """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or an alpha that is not finite."""
+        """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or a number that is not finite."""
         for name, factor in self.factors().items():
             fault = _unusable(factor, least=0 if name in self.vectors else 2)
             if fault is not None:
                 raise BadAdapter(f"{self.suffixes[name]} {fault}")
         if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
             raise BadAdapter(f"alpha is {self.alpha}")
+        for name, suffix in self.scalars.items():
+            if not isfinite(getattr(self, name)):
+                raise BadAdapter(f"{suffix} is {getattr(self, name)}")
 
     @final
     def written(self, leaf: str) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """The adapter file formats, one per file, and `load`, which tells them apart key by key."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
-from lyc_fx.errors import BadAdapter, BadFile
-from lyc_fx.formats.container import read_tensors
+from lyc_fx.errors import BadAdapter
+from lyc_fx.formats.container import read_tensors, start_of
 from lyc_fx.formats.diffusers import Diffusers
 from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import Format, Source
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.peft import Peft
+from lyc_fx.formats.texts import LARGEST, configuration
 
 __all__ = ["FORMATS", "Format", "load"]
 
@@ -43,7 +43,7 @@ def load(
         tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config)
     else:
         path = Path(source)
-        path = path / _TENSORS if (path / _CONFIG).is_file() else path
+        path = path / _TENSORS if os.path.isfile(path / _CONFIG) else path
         tensors, metadata = read_tensors(path)
         said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / _CONFIG))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
@@ -78,12 +78,4 @@ def load(
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        read = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise BadFile(f"{path}: is not readable JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise BadFile(f"{path}: holds no configuration")
-    return read
+    return configuration(start_of(path, LARGEST + 1), str(path)) if os.path.isfile(path) else None

@@ -6,6 +6,7 @@ from extraction.
 
 import warnings
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from lyc_fx.families.full import Full
 _WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
 _BIAS = {suffix: f for f in FAMILIES for suffix in f.bias_suffixes.values()}
 _SHARED = {s for f in FAMILIES for s in f.suffixes.values() if sum(s in g.suffixes.values() for g in FAMILIES) > 1}
+_SPARSEST = 256
+"""How many values of the dense difference there may be for each stored one (extraction keeps one in 50)"""
 _SPARSE = ("bias_indices", "bias_values", "bias_size")
 """What LyCORIS's extraction leaves of the weight's difference beside its low-rank part, as a sparse matrix."""
 SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
@@ -69,12 +72,24 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     missing = [suffix for suffix in _SPARSE if suffix not in group]
     if missing:
         raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
-    indices, values = group["bias_indices"].long(), group["bias_values"]
-    size = [int(n) for n in group["bias_size"].reshape(-1).tolist()]
+    values = group["bias_values"]
+    indices, lengths = (_whole(group[suffix], suffix) for suffix in ("bias_indices", "bias_size"))
+    size = lengths.reshape(-1).tolist()
+    if min(size, default=0) < 0 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):
+        raise BadAdapter(f"bias_size {tuple(size[:4])} is too large for {values.numel()} values")
     fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())
     if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
         raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")
     return torch.sparse_coo_tensor(indices, values, size, check_invariants=True).to_dense()
+
+
+def _whole(tensor: Tensor, name: str) -> Tensor:
+    """A tensor of whole numbers, which older files store in a floating dtype."""
+    whole = tensor.dtype not in (torch.bool, torch.uint64) and not tensor.is_complex()
+    found = tensor.long() if whole else tensor
+    if not whole or bool((found.double() != tensor.double()).any()):
+        raise BadAdapter(f"{name} does not hold whole numbers, but {tensor.dtype}")
+    return found
 
 
 def _alpha(tensor: Tensor) -> float:
