@@ -1,7 +1,8 @@
 """Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import final
@@ -82,15 +83,27 @@ class Binding:
         active = [(bound.adapter.to_device(weight.device), bound.total) for bound in self.active(target)]
         if not active:
             return weight
-        result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
+        with _solvable(target):
+            result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
         refuse_overflow(target, weight, result)
         return result
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """What speaks against this weight as the base of its adapters."""
         base = (weight.t() if transposed else weight).to(torch.float32)
-        found = [bound.adapter.to_device(weight.device).to(torch.float32).doubt(base) for bound in self.active(target)]
+        adapters = [bound.adapter.to_device(weight.device).to(torch.float32) for bound in self.active(target)]
+        with _solvable(target):
+            found = [adapter.doubt(base) for adapter in adapters]
         return [f"{target}: {doubt}" for doubt in found if doubt is not None]
+
+
+@contextmanager
+def _solvable(target: str) -> Iterator[None]:
+    """A weight that holds NaN has no singular values."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise BadAdapter(f"{target}: {error}") from error
 
 
 def bind(

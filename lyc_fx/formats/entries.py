@@ -16,6 +16,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families import FAMILIES, Adapter
 from lyc_fx.families.adapter import number
 from lyc_fx.families.full import Full
+from lyc_fx.formats.layouts import computable
 
 _WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
 _BIAS = {suffix: f for f in FAMILIES for suffix in f.bias_suffixes.values()}
@@ -72,7 +73,7 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     missing = [suffix for suffix in _SPARSE if suffix not in group]
     if missing:
         raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
-    values = group["bias_values"]
+    values = computable(group["bias_values"], "bias_values")
     indices, lengths = (_whole(group[suffix], suffix) for suffix in ("bias_indices", "bias_size"))
     size = lengths.reshape(-1).tolist()
     if min(size, default=0) < 0 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):

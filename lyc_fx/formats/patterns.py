@@ -23,7 +23,7 @@ _PLAIN = re.compile(r"[\w.\-]*")
 def matches(pattern: str, text: str) -> bool:
     """`re.fullmatch(pattern, text) is not None`.
 
-    Raises BadAdapter for what is no pattern, or one too large; Unsupported for one that looks around or back.
+    Raises BadAdapter for what is no pattern, for one too large, and for one that looks around or back.
     """
     if _PLAIN.fullmatch(pattern):  # nothing to choose from: the usual case, a name
         return len(pattern) == len(text) and all(p in (".", c) for p, c in zip(pattern, text, strict=True))

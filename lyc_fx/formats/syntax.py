@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import final
 
-from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.texts import shown
 
 _LONGEST = 2000
@@ -56,7 +56,7 @@ Node = Atom | Sequence | Choice | Repeat
 
 
 def parsed(pattern: str) -> Node:
-    """Raises BadAdapter for what `re` does not take, or what is too long or too deep; Unsupported for the rest."""
+    """Raises BadAdapter for what `re` does not take, what is too long or too deep, and what looks around or back."""
     try:
         if len(pattern) > _LONGEST:
             raise BadAdapter(f"a pattern of {len(pattern)} letters is too large: {shown(pattern)}")
@@ -67,7 +67,7 @@ def parsed(pattern: str) -> Node:
     for token in _TOKEN.finditer(pattern):
         parts = open_[-1][-1]
         if token["refused"] or token["how"] == "+":
-            raise Unsupported(f"the pattern {shown(pattern)} has {token[0]}, which lyc-fx does not match")
+            raise BadAdapter(f"the pattern {shown(pattern)} has {token[0]}, which lyc-fx does not match")
         if token["open"]:
             open_.append([[]])
             if len(open_) > _DEEPEST:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lyc_fx.errors import BadAdapter, BadFile
 
-LARGEST = 8 * 2**20
+LARGEST = 4 * 2**20
 """Bytes of a configuration. Python's objects need some thirty times the size of their JSON."""
 _SHOWN = 60
 
