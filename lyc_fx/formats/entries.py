@@ -76,6 +76,8 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     values = computable(group["bias_values"], "bias_values")
     indices, lengths = (_whole(group[suffix], suffix) for suffix in ("bias_indices", "bias_size"))
     size = lengths.reshape(-1).tolist()
+    if values.dim() != 1:
+        raise BadAdapter(f"bias_values is {tuple(values.shape)}, not a list of values")
     if min(size, default=0) < 0 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):
         raise BadAdapter(f"bias_size {tuple(size[:4])} is too large for {values.numel()} values")
     fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())

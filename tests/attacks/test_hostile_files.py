@@ -73,6 +73,15 @@ def test_a_sparse_residual_of_terabytes(size: list[Any], tmp_path: Path) -> None
     refused(saved(tmp_path, residual), BadAdapter, "bias_size")
 
 
+def test_a_sparse_residual_of_matrices(tmp_path: Path) -> None:
+    residual = {
+        "fc.bias_indices": torch.tensor([[0], [0]]),
+        "fc.bias_values": torch.ones(1, 1, 1),
+        "fc.bias_size": torch.tensor([2, 2]),
+    }
+    refused(saved(tmp_path, residual), BadAdapter, "not a list of values")
+
+
 def test_a_sparse_residual_of_whole_numbers(tmp_path: Path) -> None:
     residual = {
         "fc.bias_indices": torch.tensor([[0], [0]]),
