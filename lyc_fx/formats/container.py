@@ -14,7 +14,7 @@ from lyc_fx.errors import BadFile
 
 _MOST_DIMENSIONS = 64
 """Of a tensor of torch"""
-_PACKED = ("F4", "F6")
+_PACKED = ("F4", "F6_")
 """How the names of dtypes begin of which several values share a byte"""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 

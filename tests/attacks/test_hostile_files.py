@@ -197,3 +197,9 @@ def test_a_base_weight_without_singular_values(tmp_path: Path) -> None:
     base = drafted({"fc.weight": torch.full((6, 4), float("nan"))}).written(tmp_path / "base")
     with pytest.raises(BadAdapter, match=r"fc\.weight: .*non-finite"):
         lyc_fx.fold_checkpoint(base, adapters, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_every_floating_dtype_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    [entry] = lyc_fx.load(saved(tmp_path, {"fc.diff": torch.ones(6, 4).to(dtype)})).entries
+    assert entry.adapter.factors()["diff"].dtype == dtype
