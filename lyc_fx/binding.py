@@ -1,7 +1,8 @@
 """Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import final
@@ -70,7 +71,8 @@ class Binding:
         active = [bound.change(weight.device) for bound in self.active(target)]
         if not active:
             return weight
-        result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
+        with _solvable(target):
+            result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
         refuse_overflow(target, weight, result)
         return result
 
@@ -80,8 +82,18 @@ class Binding:
         found = []
         for bound in self.active(target):
             own = base if bound.rows is None else base[slice(*bound.rows)]
-            found.append(bound.adapter.to_device(weight.device).to(torch.float32).doubt(own))
+            with _solvable(target):
+                found.append(bound.adapter.to_device(weight.device).to(torch.float32).doubt(own))
         return [f"{target}: {doubt}" for doubt in found if doubt is not None]
+
+
+@contextmanager
+def _solvable(target: str) -> Iterator[None]:
+    """A weight that holds NaN has no singular values."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise BadAdapter(f"{target}: {error}") from error
 
 
 def bind(

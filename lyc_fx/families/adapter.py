@@ -21,6 +21,10 @@ Strength = float | Tensor
 """The user's multiplier: a Python number, or a 0-dim tensor where a program may change it later."""
 
 
+_PIECE = 2**16
+"""Values that are checked at once, so that a check needs little memory"""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Adapter(ABC):
     """One adapter of one weight: the factors of its family as tensors, and `apply`.
@@ -172,13 +176,16 @@ class Adapter(ABC):
 
     @final
     def check(self) -> None:
-        """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or an alpha that is not finite."""
+        """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or a number that is not finite."""
         for name, factor in self.factors().items():
             fault = _unusable(factor, least=0 if name in self.vectors else 2)
             if fault is not None:
                 raise BadAdapter(f"{self.suffixes[name]} {fault}")
         if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
             raise BadAdapter(f"alpha is {self.alpha}")
+        for name, suffix in self.scalars.items():
+            if not isfinite(getattr(self, name)):
+                raise BadAdapter(f"{suffix} is {getattr(self, name)}")
 
     @final
     def written(self, leaf: str) -> dict[str, Tensor]:
@@ -242,8 +249,11 @@ def _unusable(factor: Tensor, least: int) -> str | None:
         return f"has shape {tuple(factor.shape)}; it needs at least {least} dimensions"
     if factor.is_meta:
         return "has no values: it is on the meta device"
-    finite = torch.isfinite(factor if factor.dtype.itemsize > 1 else factor.float())  # not there for every float8
-    return None if bool(finite.all()) else f"holds {int((~finite).sum())} values that are not finite"
+    pieces = factor.reshape(-1).split(_PIECE)
+    broken = sum(
+        int((~torch.isfinite(p if p.dtype.itemsize > 1 else p.float())).sum()) for p in pieces
+    )  # float8 has none
+    return f"holds {broken} values that are not finite" if broken else None
 
 
 def number(tensor: Tensor) -> float:

@@ -1,6 +1,5 @@
 """The adapter file formats, one per file, and `load`, which tells them apart key by key."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
-from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.comfyui import Comfyui
-from lyc_fx.formats.container import read_tensors
+from lyc_fx.formats.container import read_tensors, start_of
 from lyc_fx.formats.diffusers import Diffusers
 from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
@@ -20,6 +19,7 @@ from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.nhwc import Nhwc, laid_out_so
 from lyc_fx.formats.peft import Peft
 from lyc_fx.formats.save import CONFIG, TENSORS, save
+from lyc_fx.formats.texts import LARGEST, configuration
 from lyc_fx.formats.xlabs import XLabs
 
 __all__ = ["FORMATS", "Contents", "Format", "load", "save", "writer"]
@@ -51,7 +51,7 @@ def load(
         tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config, layout=layout)
     else:
         path = Path(source)
-        path = path / TENSORS if (path / CONFIG).is_file() else path
+        path = path / TENSORS if os.path.isfile(path / CONFIG) else path
         tensors, metadata = read_tensors(path)
         said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / CONFIG), layout)
     modules: dict[str, dict[str, str]] = defaultdict(dict)
@@ -96,12 +96,4 @@ def writer(name: str) -> Format:
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        read = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise BadFile(f"{path}: is not readable JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise BadFile(f"{path}: holds no configuration")
-    return read
+    return configuration(start_of(path, LARGEST + 1), str(path)) if os.path.isfile(path) else None

@@ -1,6 +1,7 @@
 """Reading safetensors files with errors that a person can act on."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from lyc_fx.errors import BadFile
 
+_MOST_DIMENSIONS = 64
+"""Of a tensor of torch"""
+_PACKED = ("F4", "F6_")
+"""How the names of dtypes begin of which several values share a byte"""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -28,6 +33,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         ) from error
     with handle:
         try:
+            _refuse_shapes(path, handle)
             yield handle
         except SafetensorError as error:
             raise BadFile(f"{path}: {error}") from error
@@ -36,19 +42,43 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a file, and its metadata. Raises BadFile."""
     with opened(path) as handle:
+        for key in handle.keys():
+            code = handle.get_slice(key).get_dtype()
+            if code.startswith(_PACKED):
+                raise BadFile(f"{path}: {key} is stored as {code}, which torch does not compute with")
         return {key: handle.get_tensor(key) for key in handle.keys()}, dict(handle.metadata() or {})
 
 
-def _refuse(path: Path) -> None:
-    if path.is_dir():
-        raise BadFile(f"{path}: is a directory; name a .safetensors file")
+def start_of(path: Path, size: int) -> bytes:
+    """The first bytes of a file. Raises BadFile where there is none that can be read to its end."""
     try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise BadFile(f"{path}: is a directory; name a .safetensors file")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its other end
+            raise BadFile(f"{path}: is not a regular file")
         with path.open("rb") as file:
-            start = file.read(4)
+            return file.read(size)
     except FileNotFoundError as error:
         raise BadFile(f"{path}: there is no such file") from error
     except OSError as error:
         raise BadFile(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL
+        raise BadFile(f"{str(path)!r}: is no path: {error}") from error
+
+
+def _refuse_shapes(path: Path, handle: Any) -> None:
+    """A header may claim shapes for an empty tensor, or one of a single value, that torch takes for overflow."""
+    for key in handle.keys():
+        shape = handle.get_slice(key).get_shape()
+        if len(shape) > _MOST_DIMENSIONS:
+            raise BadFile(f"{path}: {key} has {len(shape)} dimensions, torch has {_MOST_DIMENSIONS}")
+        if any(size >= 2**63 for size in shape):
+            raise BadFile(f"{path}: {key} has the shape {tuple(shape)}, which is too large")
+
+
+def _refuse(path: Path) -> None:
+    start = start_of(path, 4)
     if start.startswith(_PICKLES):
         raise BadFile(
             f"{path}: is a pickle (torch.save), which can run code when loaded. "

@@ -8,9 +8,8 @@ A component (`unet.`, `transformer.`, `text_encoder.`, `diffusion_model.` …) m
 alpha the scale is 1, unless the header's `lora_adapter_metadata` holds the configuration of the training.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import alpha_of, lycoris_layouts
+from lyc_fx.formats.layouts import alpha_of, lycoris_layouts, rank_of
 
 _DOWN, _UP = "lora_down.weight", "lora_up.weight"
 _TAILS = {
@@ -33,7 +32,6 @@ _TAILS = {
 }
 _TAILS |= {".lora_B.bias": "diff_b", ".lora_magnitude_vector": "dora_scale"}
 _LONGEST_FIRST = sorted(_TAILS, key=len, reverse=True)
-_METADATA = "lora_adapter_metadata"
 
 
 @final
@@ -49,9 +47,9 @@ class Diffusers(Format):
         return None
 
     def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
-        full, config = dict(group), _configuration(module, source)
+        full, config = dict(group), source.configuration(module.partition(".")[0])
         if config is not None and "alpha" not in full and _DOWN in full:
-            full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, full[_DOWN].shape[0]))
+            full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, rank_of(full[_DOWN])))
         if f"{module}.diff_b" not in source.keys:
             return lycoris_layouts(full)
         added = {"diff_b": full.pop("diff_b")}  # LyCORIS's key: no bias of lora_B, and not scaled like one
@@ -75,13 +73,3 @@ def _module(path: str) -> str:
     """`….attn1.processor.to_out` → `….attn1.to_out.0`; other paths stay."""
     owner, found, leaf = path.rpartition(".processor.")
     return f"{owner}.{'to_out.0' if leaf == 'to_out' else leaf}" if found else path
-
-
-def _configuration(module: str, source: Source) -> Mapping[str, Any] | None:
-    """The part of the header's configuration that is for this module's component."""
-    if _METADATA not in source.metadata:
-        return None
-    whole = json.loads(source.metadata[_METADATA])
-    component = module.partition(".")[0]
-    own = {k.removeprefix(f"{component}."): v for k, v in whole.items() if k.startswith(f"{component}.")}
-    return own or whole

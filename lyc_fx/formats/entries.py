@@ -6,6 +6,7 @@ from extraction.
 
 import warnings
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families import FAMILIES, Adapter
 from lyc_fx.families.adapter import number
 from lyc_fx.families.full import Full
+from lyc_fx.formats.layouts import computable
 
 _WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
 _BIAS = {suffix: f for f in FAMILIES for suffix in f.bias_suffixes.values()}
 _SHARED = {s for f in FAMILIES for s in f.suffixes.values() if sum(s in g.suffixes.values() for g in FAMILIES) > 1}
+_SPARSEST = 256
+"""How many values of the dense difference there may be for each stored one (extraction keeps one in 50)"""
 _SPARSE = ("bias_indices", "bias_values", "bias_size")
 """What LyCORIS's extraction leaves of the weight's difference beside its low-rank part, as a sparse matrix."""
 SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
@@ -74,8 +78,13 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     missing = [suffix for suffix in _SPARSE if suffix not in group]
     if missing:
         raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
-    indices, values = group["bias_indices"].long(), group["bias_values"]
-    size = [int(n) for n in group["bias_size"].reshape(-1).tolist()]
+    values = computable(group["bias_values"], "bias_values")
+    indices, lengths = (_whole(group[suffix], suffix) for suffix in ("bias_indices", "bias_size"))
+    size = lengths.reshape(-1).tolist()
+    if values.dim() != 1:
+        raise BadAdapter(f"bias_values is {tuple(values.shape)}, not a list of values")
+    if min(size, default=0) < 0 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):
+        raise BadAdapter(f"bias_size {tuple(size[:4])} is too large for {values.numel()} values")
     fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())
     if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
         raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")
@@ -88,6 +97,15 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     if not sizes or any(size < 1 or not float(size).is_integer() for size in sizes):
         raise BadAdapter(f"reshape_weight {sizes} is no shape")
     return tuple(int(size) for size in sizes)
+
+
+def _whole(tensor: Tensor, name: str) -> Tensor:
+    """A tensor of whole numbers, which older files store in a floating dtype."""
+    whole = tensor.dtype not in (torch.bool, torch.uint64) and not tensor.is_complex()
+    found = tensor.long() if whole else tensor
+    if not whole or bool((found.double() != tensor.double()).any()):
+        raise BadAdapter(f"{name} does not hold whole numbers, but {tensor.dtype}")
+    return found
 
 
 def _alpha(tensor: Tensor) -> float:

@@ -3,17 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
+from lyc_fx.formats.texts import configuration
 
 Layout = Literal["torch", "nhwc"]
 """How factors under LyCORIS's keys lie: as LyCORIS has them, or as `formats.nhwc` says"""
 MARK = "lyc_fx.layout"
 """The key of a file's metadata that says its layout"""
+_METADATA = "lora_adapter_metadata"
 
 
 @final
@@ -37,6 +40,25 @@ class Source:
         if stated is not None and stated not in get_args(Layout):
             raise BadAdapter(f"{self.name}: layout {stated!r} is not known: {', '.join(get_args(Layout))}")
         return stated
+
+    def configuration(self, component: str) -> Mapping[str, Any] | None:
+        """What diffusers' configuration in the header says of a component, such as `unet`; None without one."""
+        if self._components is None:
+            return None
+        return self._components.get(component) or self._components[""]
+
+    @cached_property
+    def _components(self) -> Mapping[str, Mapping[str, Any]] | None:
+        """That configuration by component, read once, and as a whole under ""."""
+        if _METADATA not in self.metadata:
+            return None
+        whole = configuration(self.metadata[_METADATA], f"{self.name}: {_METADATA}")
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in whole.items():
+            component, dot, name = key.partition(".")
+            if dot and component:
+                parts.setdefault(component, {})[name] = value
+        return {**parts, "": whole}
 
 
 @final

@@ -5,7 +5,6 @@ layers. What is on PEFT's
 list of known mistakes is read by the closed formula: LoKr with both factors full has scale 1.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -15,7 +14,9 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import alpha_of, lycoris_layouts
+from lyc_fx.formats.layouts import alpha_of, computable, lycoris_layouts, rank_of
+from lyc_fx.formats.patterns import matches
+from lyc_fx.formats.texts import shown
 
 PREFIX = "base_model.model."
 _FACTORS = {
@@ -53,24 +54,33 @@ class Peft(Format):
         if "ia3_l" in full:
             return _ia3(module, full.pop("ia3_l"), config)
         if "lora_embedding_A" in full:  # the weight of an embedding is (tokens, channels): ΔW = (B @ A)ᵀ
-            full["lora_up.weight"] = full.pop("lora_embedding_A").t()
-            full["lora_down.weight"] = full.pop("lora_embedding_B").t()
+            full["lora_up.weight"] = _turned(full, "lora_embedding_A")
+            full["lora_down.weight"] = _turned(full, "lora_embedding_B")
         inner = next((full[n] for n in ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if n in full), None)
         if inner is not None:
-            full["alpha"] = torch.tensor(alpha_of(module, config, inner.shape[0]))
+            full["alpha"] = torch.tensor(alpha_of(module, config, rank_of(inner)))
         return lycoris_layouts(full)
 
     def write(self, adapters: AdapterSet) -> Contents:
         raise Unsupported("lyc-fx reads PEFT adapters; it does not write them yet")
 
 
+def _turned(group: dict[str, Tensor], name: str) -> Tensor:
+    factor = group.pop(name, None)
+    if factor is None or factor.dim() != 2:
+        raise BadAdapter(f"{name} is {'missing' if factor is None else f'{tuple(factor.shape)}, not a matrix'}")
+    return factor.t()
+
+
 def _ia3(module: str, scale: Tensor, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """`W · l` as `W · (1 + w)` on the input side, which feedforward modules have."""
     listed = config.get("feedforward_modules") or ()
     if isinstance(listed, str):
-        feedforward = re.fullmatch(listed, module) is not None
+        feedforward = matches(listed, module)
+    elif not isinstance(listed, (list, tuple, set, frozenset)):
+        raise BadAdapter(f"feedforward_modules is {shown(listed)}, which is no list")
     else:
         feedforward = any(module == name or module.endswith(f".{name}") for name in listed)
     if not feedforward:
         raise BadAdapter("PEFT's IA3 on the output side scales the bias as well, which lyc-fx does not do yet")
-    return {"weight": scale.flatten() - 1, "on_input": torch.tensor(1)}
+    return {"weight": computable(scale, "ia3_l").flatten() - 1, "on_input": torch.tensor(1)}

@@ -22,6 +22,8 @@ from lyc_fx.naming.unet import UNet
 from lyc_fx.naming.wan import WAN
 
 _LEAVES = ("weight", "bias")
+_MOST_COMPARED = 20_000_000
+"""Letters of a name times letters of all names: a hint must not take minutes"""
 
 
 class NamesOf(Protocol):
@@ -110,6 +112,8 @@ class Names:
         """The parameters whose names are most like a name that was not found."""
         known = {path: names[0] for (kind, path), names in self._flat.items() if kind == leaf}
         text = flatten(split(module)[-1][1])
+        if len(text) * sum(map(len, known)) > _MOST_COMPARED:
+            return []
         close = get_close_matches(text, known, n=count, cutoff=0.6)
         return list(dict.fromkeys(piece.parameter for path in close for piece in known[path].pieces))[:count]
 

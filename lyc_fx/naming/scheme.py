@@ -91,6 +91,11 @@ class Scheme:
             found[_wild(each.diffusers[0])].append(each)
         return found
 
+    @cached_property
+    def _deepest(self) -> int:
+        """The most dots in a rule."""
+        return max(name.count(".") for each in self.rules for name in (each.original, *each.diffusers)) + 1
+
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
         """Further names of parameters, `<module>.weight` or `<module>.bias`, and what they stand for."""
         if not self._known(shapes):
@@ -110,10 +115,8 @@ class Scheme:
 
     def _matches(self, module, table, side) -> Iterator[tuple[Rule, str, list[str]]]:  # type: ignore[no-untyped-def]
         """The rules whose side is this module; what stands before it; its numbers."""
-        tails = [module]
-        if self.anywhere:
-            tails = [module[i + 1 :] for i, c in enumerate(module) if c == "."] + tails
-        for tail in tails:
+        parts = module.rsplit(".", self._deepest) if self.anywhere else [module]
+        for tail in (".".join(parts[first:]) for first in range(len(parts))):
             for each in table.get(_wild(tail), ()):
                 numbers = _numbers(side(each), tail)
                 if numbers is not None:

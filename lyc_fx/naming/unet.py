@@ -35,8 +35,8 @@ _RESNET = {
 }
 _RESNET_BACK = {original: ours for ours, original in _RESNET.items()}
 _STEM_BACK = {original: ours for ours, original in _STEM.items()}
-_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.(.*))?")
-_ORIGINAL = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.*)")
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(resnets|attentions|downsamplers|upsamplers)\.(\d{1,3})(?:\.(.*))?")
+_ORIGINAL = re.compile(r"(input|output)_blocks\.(\d{1,3})\.(\d{1,3})\.(.*)")
 _MIDDLE_BACK = re.compile(r"(middle_block\.\d)\.(.*)")
 _MIDDLE = re.compile(r"(mid_block\.(?:resnets|attentions)\.\d+)\.(.*)")
 

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
     "adapter of a packed dtype": (
         lambda f: _fold(f.base, _of_dtype(f, "F6_E2M3", 24), f.out),
         1,
-        ["odd.st: Dtype not understood: F6_E2M3"],
+        ["odd.st: x is stored as F6_E2M3"],
     ),
     "no adapter at all": (lambda f: _fold(f.base, f.base, f.out), 1, ["none of its 4 keys is of a known adapter"]),
     "unmatched key": (
