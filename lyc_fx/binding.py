@@ -36,6 +36,10 @@ class Weight:
         """The shape as adapters see it, `(out, in, *kernel)`."""
         return self.shape[::-1] if self.transposed else self.shape
 
+    def oriented(self, adapter: Adapter) -> Adapter:
+        """The adapter with its factors for `(out, in)`."""
+        return adapter.oriented(self.shape, self.transposed)
+
 
 @final
 @dataclass(frozen=True)
@@ -120,11 +124,14 @@ def bind(
         taken: dict[str, Entry] = {}
         for entry in adapters.entries:
             found = names.find(entry.module, entry.leaf)
+            if not found and entry.leaf == "bias" and entry.adapter.keeps_zero:
+                continue  # a module without bias: nothing is lost, and a lost module is known from its weight
             if not found:
                 lost.append((adapters, entry))
                 unused += entry.keys
                 continue
-            target, adapter = found[0], entry.adapter
+            target = found[0]
+            adapter = weights[target].oriented(entry.adapter)
             fault = _fault(entry, found, taken.get(target), weights)
             if fault is not None:
                 faults.append(f"  {adapters.source}: {entry.module}: {fault}")
@@ -171,7 +178,7 @@ def _fault(entry: Entry, found: list[str], rival: Entry | None, weights: Mapping
     if weight.dtype.itemsize == 1 and (scale := _scale(found[0], weights)) is not None:
         return f"{found[0]} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before scaling"
     try:
-        entry.adapter.fit(weight.logical)
+        weight.oriented(entry.adapter).fit(weight.logical)
     except BadAdapter as error:
         turned = len(weight.shape) == 2 and _fits(entry.adapter, weight.logical[::-1])
         hint = (
