@@ -1,6 +1,5 @@
 """The adapter file formats, one per file, and `load`, which tells them apart key by key."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
-from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
+from lyc_fx.formats.directory import configuration, tensors_of
 from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import Format, Source
 from lyc_fx.formats.lycoris import Lycoris
@@ -22,7 +22,6 @@ __all__ = ["FORMATS", "Format", "load"]
 
 FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Lycoris())
 """In the order in which they are asked whether a key is theirs"""
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def load(
@@ -40,12 +39,13 @@ def load(
             raise BadAdapter(
                 f"<tensors>: {', '.join(odd[:3])}: every key must be a text, and every value a torch.Tensor"
             )
-        tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config)
+        tensors = dict(source)
+        said = Source("<tensors>", frozenset(source), shapes=_shapes(tensors), config=config)
     else:
-        path = Path(source)
-        path = path / _TENSORS if (path / _CONFIG).is_file() else path
+        path = tensors_of(Path(source))
         tensors, metadata = read_tensors(path)
-        said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / _CONFIG))
+        beside = config or configuration(path)
+        said = Source(str(path), frozenset(tensors), metadata, _shapes(tensors), beside)
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
     unread = []
@@ -77,13 +77,5 @@ def load(
     return AdapterSet(tuple(made), said.name, dict(said.metadata), tuple(unread))
 
 
-def _config(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        read = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise BadFile(f"{path}: is not readable JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise BadFile(f"{path}: holds no configuration")
-    return read
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

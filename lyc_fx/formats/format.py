@@ -19,6 +19,8 @@ class Source:
     keys: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of the safetensors header"""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of all tensors, by key"""
     config: Mapping[str, Any] | None = None
     """PEFT's `adapter_config.json`"""
 

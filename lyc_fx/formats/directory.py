@@ -1,0 +1,42 @@
+"""The directories that PEFT saves: `adapter_model.safetensors` beside `adapter_config.json`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lyc_fx.errors import BadFile
+
+_CONFIG, _TENSORS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+
+def tensors_of(path: Path) -> Path:
+    """The file of a directory; the path itself where it is none.
+
+    Raises BadFile where the directory holds a pickle, or adapters in directories below it.
+    """
+    if not path.is_dir() or (path / _TENSORS).is_file():
+        return path / _TENSORS if path.is_dir() else path
+    if (path / _PICKLE).is_file():
+        raise BadFile(
+            f"{path}: holds {_PICKLE}, a pickle, which can run code when loaded. Convert it where you trust it: "
+            f"load it with PEFT and save_pretrained it again, which writes {_TENSORS}"
+        )
+    below = sorted(each.parent.name for each in path.glob(f"*/{_CONFIG}"))
+    if below:
+        raise BadFile(f"{path}: holds several adapters, one in each directory: name one of {', '.join(below)}")
+    return path / _TENSORS if (path / _CONFIG).is_file() else path
+
+
+def configuration(tensors: Path) -> Mapping[str, Any] | None:
+    """The configuration beside a file of tensors; None where there is none. Raises BadFile."""
+    path = tensors.parent / _CONFIG
+    if not path.is_file():
+        return None
+    try:
+        read = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise BadFile(f"{path}: is not readable JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise BadFile(f"{path}: holds no configuration")
+    return read
