@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet
     from lyc_fx.capture import capture
     from lyc_fx.checkpoint import fold_checkpoint
+    from lyc_fx.convert import convert
     from lyc_fx.export import export
     from lyc_fx.formats import load
     from lyc_fx.live import merge
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "Plan", "Report", "capture", "export", "fold", "fold_checkpoint", "history", "load", "lower", "merge",
-    "report", "show", "splice",
+    "AdapterSet", "Plan", "Report", "capture", "convert", "export", "fold", "fold_checkpoint", "history", "load",
+    "lower", "merge", "report", "show", "splice",
 ]  # fmt: skip
 
 _HOMES = {
-    "AdapterSet": "adapters", "Plan": "plan", "Report": "report", "capture": "capture", "export": "export",
-    "fold": "roads", "fold_checkpoint": "checkpoint", "history": "program", "load": "formats", "lower": "roads",
-    "merge": "live", "report": "roads", "show": "show", "splice": "roads",
+    "AdapterSet": "adapters", "Plan": "plan", "Report": "report", "capture": "capture", "convert": "convert",
+    "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint", "history": "program", "load": "formats",
+    "lower": "roads", "merge": "live", "report": "roads", "show": "show", "splice": "roads",
 }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class Entry:
     adapter: Adapter
     keys: tuple[str, ...]
     """The file's keys that this entry was read from"""
+    shape: tuple[int, ...] | None = None
+    """The shape to which the file would pad the weight first (ComfyUI's `reshape_weight`)"""
 
 
 @final

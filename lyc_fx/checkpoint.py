@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lyc_fx.binding import Binding, Weight, bind
+from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention
 from lyc_fx.files import STORED, replacing, write_safetensors
+from lyc_fx.fitting import Weight
 from lyc_fx.formats import load
 from lyc_fx.formats.container import opened
 from lyc_fx.orientation import oriented, refuse_doubtful

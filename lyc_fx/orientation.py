@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from lyc_fx.binding import Weight
 from lyc_fx.errors import BadAdapter
+from lyc_fx.fitting import Weight
 
 _SHOWN = 5
 

@@ -24,6 +24,20 @@ class Applied:
     strength: float
     shape: tuple[int, ...]
     """Of the weight"""
+    rows: tuple[int, int] | None = None
+    """Of the weight that were changed, first and one after the last; None for all"""
+    keys: tuple[str, ...] = ()
+    """Of the file, that this was read from"""
+
+
+@final
+@dataclass(frozen=True)
+class Unused:
+    """One key of a file that had no effect."""
+
+    key: str
+    source: str
+    why: str
 
 
 @final
@@ -32,19 +46,27 @@ class Report:
     """Every adapter that was applied, every key that was not, and what is worth knowing besides."""
 
     applied: tuple[Applied, ...]
-    unused: tuple[str, ...] = ()
-    """Keys of the files that had no effect (only with `strict=False`)"""
+    refused: tuple[Unused, ...] = ()
+    """Keys of the files that had no effect (only with `strict=False`), and why"""
     notes: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
+    """The model's weights of two dimensions or more that have no adapter"""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Keys of the files that had no effect."""
+        return tuple(each.key for each in self.refused)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
-        return asdict(self)
+        return asdict(self) | {"unused": list(self.unused)}
 
     def __str__(self) -> str:
         rows: list[Mapping[str, object]] = [
             {
                 "weight": row.target,
-                "shape": "×".join(map(str, row.shape)),
+                "shape": "×".join(map(str, row.shape))
+                + ("" if row.rows is None else f" [{row.rows[0]}:{row.rows[1]}]"),
                 "algorithm": f"{row.algorithm} {row.variant}".strip(),
                 "rank": "-" if row.rank is None else row.rank,
                 "alpha": "-" if row.alpha is None else f"{row.alpha:g}",
@@ -55,7 +77,8 @@ class Report:
         ]
         weights = len({row.target for row in self.applied})
         lines = [*table(rows), f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused"]
-        return "\n".join([*lines, *(f"unused: {key}" for key in self.unused), *(f"note: {n}" for n in self.notes)])
+        lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
+        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lyc_fx.binding import Weight
 from lyc_fx.errors import Unsupported
+from lyc_fx.fitting import Weight
 from lyc_fx.layers import weight_norm_parts
 from lyc_fx.program import aliases, module_aliases, tensors
 

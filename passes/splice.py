@@ -15,9 +15,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.binding import Binding, Bound, Weight, bind
+from lyc_fx.binding import Binding, Bound, bind
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import merged
+from lyc_fx.families import Change, merged
+from lyc_fx.fitting import Weight
 from lyc_fx.layers import COMPUTED, stored_transposed
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, facts, fake_mode, get_tensor, owner, remember, weights
@@ -111,22 +112,29 @@ def _splice(
     emit = Emit(gm, at=weight.next, like=users[0])
     adapters = [b.adapter.to_device(_device(weight)) for b in bound]
     described, factors = _describe(weight), tuple(b.factor for b in bound)
-    key = (described, _device(weight), factors, tuple(a.structure() for a in adapters))
+    key = (
+        described,
+        _device(weight),
+        factors,
+        tuple((b.rows, a.structure()) for b, a in zip(bound, adapters, strict=True)),
+    )
     inputs = {"weight": weight}
     for position, (b, adapter) in enumerate(zip(bound, adapters, strict=True)):
         inputs[f"strength_{position}"] = strengths[b.index]
         for field, factor in adapter.factors().items():
             # A copy: training the program must not change the adapter set.
             parameter = nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
-            several = sum(other.index == b.index for other in bound) > 1
-            path = f"{name}.{adapter.name}" if several else name
-            inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{path}.{field}", parameter)
+            inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{_path(name, b, bound)}.{field}", parameter)
     if key not in traces:
 
         def formula(at: dict[str, Tensor]) -> Tensor:
             stack = [
-                (a.with_factors({f: at[f"{f}_{i}"] for f in a.factors()}), _times(at[f"strength_{i}"], factors[i]))
-                for i, a in enumerate(adapters)
+                Change(
+                    adapter.with_factors({f: at[f"{f}_{i}"] for f in adapter.factors()}),
+                    _times(at[f"strength_{i}"], factors[i]),
+                    b.rows,
+                )
+                for i, (b, adapter) in enumerate(zip(bound, adapters, strict=True))
             ]
             return merged(at["weight"], stack, transposed=described.transposed, sequential=sequential)
 
@@ -134,6 +142,14 @@ def _splice(
     result = emit.inline(traces[key], inputs)
     for user in users:
         user.replace_input_with(weight, result)
+
+
+def _path(name: str, bound: Bound, others: Sequence[Bound]) -> str:
+    """Where an adapter's factors lie: below the weight's name, and what tells it from others of its set."""
+    same = [other for other in others if other.index == bound.index]
+    rows = "" if bound.rows is None else f".rows_{bound.rows[0]}_{bound.rows[1]}"
+    several = sum(other.rows == bound.rows for other in same) > 1
+    return f"{name}{rows}.{bound.adapter.name}" if several else f"{name}{rows}"
 
 
 def _times(strength: Tensor, factor: float) -> Tensor:

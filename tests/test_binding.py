@@ -123,6 +123,8 @@ def test_the_report_says_what_was_applied() -> None:
         "scale": 1.5,
         "strength": 0.7,
         "shape": (5, 3),
+        "rows": None,
+        "keys": ("lycoris_a.factors",),
     }
     assert str(report).splitlines() == [
         "weight    shape    algorithm  rank  alpha  scale  strength",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import lyc_fx
-from lyc_fx.cli import demo, fold, inspect
+from lyc_fx.cli import convert, demo, fold, inspect
 from lyc_fx.cli.errors import ReportsErrors, interrupt
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("fold")(fold.command)
 app.command("inspect")(inspect.command)
+app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 
 
@@ -39,7 +40,7 @@ def _top(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Fold LyCORIS adapters into checkpoints, and see what an adapter file holds."""
+    """Fold LyCORIS adapters into checkpoints, see what an adapter file holds, and convert it."""
 
 
 def main() -> None:

@@ -7,13 +7,14 @@ from pkgutil import iter_modules
 import torch
 
 from lyc_fx.families.adapter import Adapter, Additive, Convention, Strength
-from lyc_fx.families.merged import compute_dtype, merged, refuse_overflow
+from lyc_fx.families.merged import Change, compute_dtype, merged, refuse_overflow
 from lyc_fx.families.shapes import Shape
 
 __all__ = [
     "FAMILIES",
     "Adapter",
     "Additive",
+    "Change",
     "Convention",
     "Shape",
     "Strength",

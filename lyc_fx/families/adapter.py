@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any, ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.shapes import Shape
+
+if TYPE_CHECKING:
+    from lyc_fx.families.locon import LoCon
 
 Convention = Literal["interpolate", "lycoris"]
 """What a strength between 0 and 1 means to families that are not linear in it: see `docs/strength.md`"""
@@ -90,6 +93,10 @@ class Adapter(ABC):
         """The layout in the field's words, such as "tucker"; "" for the plain one."""
         return ""
 
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """The shape of the weight that this was made for, where the factors tell it; a kernel may be missing."""
+        return None
+
     @property
     def uses_alpha(self) -> bool:
         """Whether `alpha` has any effect."""
@@ -101,6 +108,23 @@ class Adapter(ABC):
         if not self.uses_alpha or not self.alpha or self.rank is None:
             return 1.0
         return self.alpha / self.rank
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "Adapter":
+        """The adapter of some output rows alone: `rows(a, b, W.shape).apply(W[a:b], s) = apply(W, s)[a:b]`, exactly.
+
+        `fit(shape)` has passed. Raises BadAdapter where rows depend on each other.
+        """
+        raise BadAdapter(
+            f"{' '.join(filter(None, (self.name, self.variant)))} changes all rows of a fused weight together, "
+            "and the model has them apart"
+        )
+
+    def low_rank(self, shape: Shape) -> "LoCon":
+        """The same effect as plain LoCon, exactly, at every strength; in float64 where products have to be formed.
+
+        Raises BadAdapter for a family whose effect has no such form, or depends on the weight.
+        """
+        raise BadAdapter(f"{' '.join(filter(None, (self.name, self.variant)))} has no exact low-rank form")
 
     def inert(self, strength: float) -> bool:
         """Whether this strength leaves every weight as it is."""

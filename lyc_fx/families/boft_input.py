@@ -1,7 +1,7 @@
 """BOFT on the input side: a butterfly of orthogonal blocks over input columns, and a factor per row (PEFT)."""
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class InputBOFT(Adapter):
             turned = blocked.reshape([out, count, size]).transpose(0, 1) @ turn[stage]  # (n, out, b)
             rows = turned.transpose(0, 1).reshape(blocked.shape).transpose(2, 3).reshape(rows.shape)
         return rows.reshape(weight.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Self:
+        return replace(self, gain=self.gain.reshape(-1)[start:stop])
 
     def _partial_rotation(self, strength: Strength) -> Tensor:
         skew = (self.blocks - self.blocks.transpose(-1, -2)) / 2

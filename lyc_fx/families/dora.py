@@ -68,6 +68,17 @@ class Decomposable(Additive):
             _kept(self.magnitude, shape)
 
     @final
+    def magnitude_rows(self, start: int, stop: int, shape: Shape) -> Tensor | None:
+        """The magnitude's part for some output rows. Raises BadAdapter for one per input."""
+        if self.magnitude is None:
+            return None
+        if _kept(self.magnitude, shape) != 0:
+            raise BadAdapter(
+                "a magnitude per input is taken over all rows of a fused weight, and the model has them apart"
+            )
+        return self.magnitude[start:stop]
+
+    @final
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         if self.magnitude is None:
             return super().change(weight, strength)

@@ -33,6 +33,12 @@ class Full(Additive):
         if tuple(self.diff.shape) != flat:  # an extraction's residual is stored as a matrix
             expect("the difference", self.diff.shape, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(self.diff.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "Full":
+        return Full(diff=self.diff[start:stop])
+
     def product(self, shape: Shape) -> Tensor:
         return shaped(self.diff, shape)
 

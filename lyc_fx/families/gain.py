@@ -1,7 +1,7 @@
 """Gain: one learned factor per element of a vector, such as the bias of a layer whose output IA3 scales (PEFT)."""
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Self, final
 
 from torch import Tensor
 
@@ -36,6 +36,9 @@ class Gain(Adapter):
 
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 + strength * self.gain)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Self:
+        return replace(self, gain=self.gain[start:stop])
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

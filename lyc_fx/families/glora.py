@@ -1,6 +1,6 @@
 """GLoRA: a low-rank map of the weight itself besides a low-rank sum (arXiv:2306.07967, as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -60,6 +60,9 @@ class GLoRA(Adapter):
         expect("b1.weight as a matrix", flat_shape(b1), (out, self.rank))
         expect("b2.weight as a matrix", flat_shape(b2), (self.rank, inner * taps))
         expect_kernel("b2.weight", b2, shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "GLoRA":
+        return replace(self, b2=self.b2[start:stop]) if self._old else replace(self, b1=self.b1[start:stop])
 
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         a1, a2, b1, b2 = map(matrix, self._pairs())

@@ -1,6 +1,6 @@
 """IA3: one learned factor per input or output channel (arXiv:2205.05638, as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -47,6 +47,13 @@ class IA3(Adapter):
             raise BadAdapter(f"weight has {channels} values, the layer {out} output channels")
         if self.on_input and (channels % inner or out % (channels // inner)):
             raise BadAdapter(f"weight has {channels} values, the layer {inner} input channels in each group")
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
+        if not self.on_input:
+            return replace(self, weight=self.weight.reshape(-1)[start:stop])
+        if self.weight.numel() != shape[1]:  # the rows of a grouped convolution have factors of their own
+            return super().rows(start, stop, shape)
+        return self
 
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         factor = 1 + strength * self.weight.reshape(-1)

@@ -1,14 +1,15 @@
 """LoCon: low-rank adaptation of Linear and Conv (LoRA, arXiv:2106.09685; conv and Tucker as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix, tucker
+from lyc_fx.families.tensors import low_rank, matrix, tucker, with_core
 
 
 @final
@@ -53,10 +54,43 @@ class LoCon(Decomposable):
             expect("lora_down.weight as a matrix", flat_shape(self.down), (self.mid.shape[1], inner))
             expect_kernel("lora_mid.weight", self.mid, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return self.up.shape[0], self.down.shape[1], *kernel
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "LoCon":
+        """Of a block-sparse adapter (a fused one that was trained as several) only the block that reaches the rows."""
+        up, down = self.up[start:stop], self.down
+        used = matrix(up).ne(0).any(dim=0) if self.mid is None else None
+        part = replace(self, up=up, magnitude=self.magnitude_rows(start, stop, shape))
+        if used is None or bool(used.all()) or not bool(used.any()):
+            return part
+        alpha = self.scale * int(used.sum()) if self.alpha else None
+        return replace(part, up=up[:, used], down=down[used], alpha=alpha)
+
     def product(self, shape: Shape) -> Tensor:
         if self.mid is None:
             return low_rank(self.up, self.down, shape)
         return tucker(self.mid, matrix(self.up), matrix(self.down))
+
+    def low_rank(self, shape: Shape) -> "LoCon":
+        if self.mid is None:
+            return self
+        exact = self.to(torch.float64)
+        assert exact.mid is not None
+        return LoCon.of(*with_core(exact.mid, matrix(exact.up).t(), matrix(exact.down)), shape, like=self)
+
+    @classmethod
+    def of(cls, up: Tensor, down: Tensor, shape: Shape, like: Decomposable) -> "LoCon":
+        """`(out, r)` and `(r, in/groups · κ)` for a weight of this shape, with the scale and magnitude of another."""
+        ones = [1] * (len(shape) - 2)
+        return cls(
+            up=up.reshape([shape[0], -1, *ones]),
+            down=down.reshape([-1, *shape[1:]]),
+            magnitude=like.magnitude,
+            alpha=like.scale * down.shape[0],
+            convention=like.convention,
+        )
 
     @classmethod
     def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

@@ -1,14 +1,16 @@
 """LoHa: Hadamard product of two low-rank products (FedPara, arXiv:2108.06098; Tucker as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
+from lyc_fx.families.locon import LoCon
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
-from lyc_fx.families.tensors import low_rank, tucker
+from lyc_fx.families.tensors import low_rank, matrix, tucker, with_core
 
 
 @final
@@ -70,10 +72,34 @@ class LoHa(Decomposable):
                 expect(b, right.shape, (core.shape[1], inner))
                 expect_kernel(t, core, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        """Without a core, a convolution's kernel is not told apart from its inputs."""
+        if self.t1 is None:
+            return self.w1_a.shape[0], *self.w1_b.shape[1:]
+        return self.w1_a.shape[1], self.w1_b.shape[1], *self.t1.shape[2:]
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "LoHa":
+        at = slice(start, stop) if self.t1 is None else (slice(None), slice(start, stop))
+        return replace(self, w1_a=self.w1_a[at], w2_a=self.w2_a[at], magnitude=self.magnitude_rows(start, stop, shape))
+
     def product(self, shape: Shape) -> Tensor:
         if self.t1 is None or self.t2 is None:
             return low_rank(self.w1_a, self.w1_b, shape) * low_rank(self.w2_a, self.w2_b, shape)
         return tucker(self.t1, self.w1_a.t(), self.w1_b) * tucker(self.t2, self.w2_a.t(), self.w2_b)
+
+    def low_rank(self, shape: Shape) -> LoCon:
+        """The same effect as LoCon of rank r², exactly, in float64: `up[:, i·r+j] = w1_a[:, i] · w2_a[:, j]`,
+        `down[i·r+j, :] = w1_b[i, :] · w2_b[j, :]`; with cores, each `b` is the core times it.
+        """
+        exact = self.to(torch.float64)
+        if exact.t1 is None or exact.t2 is None:
+            pairs = ((exact.w1_a, matrix(exact.w1_b)), (exact.w2_a, matrix(exact.w2_b)))
+        else:
+            pairs = (with_core(exact.t1, exact.w1_a, exact.w1_b), with_core(exact.t2, exact.w2_a, exact.w2_b))
+        (a1, b1), (a2, b2) = pairs
+        up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+        down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+        return LoCon.of(up, down, shape, like=self)
 
     @classmethod
     def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

@@ -1,16 +1,19 @@
 """LoKr: Kronecker product of two factors, each full or decomposed (KronA, arXiv:2212.10650, as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 from math import isqrt
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Adapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
+from lyc_fx.families.locon import LoCon
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
-from lyc_fx.families.tensors import kronecker, low_rank, tucker
+from lyc_fx.families.tensors import kronecker, low_rank, matrix, tucker, with_core
 
 _LEFT = (frozenset({"w1"}), frozenset({"w1_a", "w1_b"}))
 _RIGHT = (frozenset({"w2"}), frozenset({"w2_a", "w2_b"}), frozenset({"w2_a", "w2_b", "t2"}))
@@ -68,6 +71,50 @@ class LoKr(Decomposable):
         left = "full w1" if self.w1 is not None else "low-rank w1"
         right = "full w2" if self.w2 is not None else "low-rank w2" if self.t2 is None else "tucker w2"
         return self.with_dora(f"{left}, {right}")
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Where w2 is decomposed without a core, a convolution's kernel is not told apart from its inputs."""
+        left, m = self._left_shape()
+        right = self.w2.shape if self.w2 is not None else (self._right_rows(), *self.w2_b.shape[1:])  # type: ignore[union-attr]
+        kernel = right[2:] if self.t2 is None else self.t2.shape[2:]
+        return left * right[0], m * right[1], *kernel
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
+        """Rows of w1 where the stretch covers whole ones, rows of w2 where it lies within one, else the LoCon's."""
+        k, magnitude = self._right_rows(), self.magnitude_rows(start, stop, shape)
+        if start % k == 0 and stop % k == 0:
+            names, first, last = ("w1", "w1_a"), start // k, stop // k
+            cut = {n: f[first:last] for n, f in self.factors().items() if n in names}
+            return replace(self.with_factors(cut), magnitude=magnitude)
+        if start // k != (stop - 1) // k:
+            return self.low_rank(shape).rows(start, stop, shape)
+        row, first, last = start // k, start % k, start % k + stop - start
+        cut = {n: f[row : row + 1] for n, f in self.factors().items() if n in ("w1", "w1_a")}
+        if self.w2 is not None:
+            cut["w2"] = self.w2[first:last]
+        elif self.w2_a is not None:
+            cut["w2_a"] = self.w2_a[first:last] if self.t2 is None else self.w2_a[:, first:last]
+        return replace(self.with_factors(cut), magnitude=magnitude)
+
+    def low_rank(self, shape: Shape) -> LoCon:
+        """The same effect as LoCon, exactly: `w1 ⊗ (a @ b) = (w1 ⊗ a) @ (I ⊗ b)`, of rank m · r; in float64.
+
+        With a core, `b` is the core times w2_b; a full w2 is `w2 @ I`, or `I @ w2` where that has the lower rank.
+        """
+        exact = self.to(torch.float64)
+        left = exact._left()
+        a, b = exact._right_pair()
+        down = kronecker(torch.eye(left.shape[1]).to(left), b)  # (m·r, m·n·κ): the order of a weight's inputs and taps
+        return LoCon.of(kronecker(left, a), down, shape, like=self)
+
+    def _right_pair(self) -> tuple[Tensor, Tensor]:
+        """`(k, r)` and `(r, n · κ)` whose product is w2."""
+        if self.w2_a is not None and self.w2_b is not None:
+            return (self.w2_a, matrix(self.w2_b)) if self.t2 is None else with_core(self.t2, self.w2_a, self.w2_b)
+        assert self.w2 is not None
+        full = matrix(self.w2)
+        one = torch.eye(min(full.shape)).to(full)
+        return (one, full) if full.shape[0] <= full.shape[1] else (full, one)
 
     def _left_shape(self) -> tuple[int, int]:
         """`(l, m)`"""

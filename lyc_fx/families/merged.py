@@ -1,12 +1,22 @@
 """The one formula that every road uses: a weight, the adapters of that weight, and their strengths."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
+
+
+class Change(NamedTuple):
+    """One adapter, how strongly it acts, and on which rows of the logical weight `(out, in, *kernel)`."""
+
+    adapter: Adapter
+    strength: Strength
+    rows: tuple[int, int] | None = None
+    """None: on all"""
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -20,7 +30,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def merged(
     weight: Tensor,
-    stack: Sequence[tuple[Adapter, Strength]],
+    stack: Sequence[Change],
     *,
     transposed: bool = False,
     compute: torch.dtype | None = None,
@@ -38,15 +48,20 @@ def merged(
         raise BadAdapter(f"compute={dtype}: sums need a floating-point dtype")
     base = weight if weight.dtype == dtype else weight.to(dtype)
     base = base.t() if transposed else base
-    ready = [(adapter.to(dtype), strength) for adapter, strength in stack]
     total = base
-    for adapter, strength in ready:
-        if sequential or len(ready) == 1:
-            total = adapter.apply(total, strength)
+    for adapter, strength, rows in stack:
+        ready, part = adapter.to(dtype), _rows(total, rows)
+        if sequential or len(stack) == 1:
+            part = ready.apply(part, strength)
         else:
-            total = total + adapter.change(base, strength)
+            part = part + ready.change(_rows(base, rows), strength)
+        total = part if rows is None else total.slice_scatter(part, 0, *rows)
     total = total.t() if transposed else total
     return total if weight.dtype == dtype else total.to(weight.dtype)
+
+
+def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
+    return weight if rows is None else weight[rows[0] : rows[1]]
 
 
 def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:

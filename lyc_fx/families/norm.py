@@ -31,6 +31,12 @@ class Norm(Additive):
     def fit(self, shape: Shape) -> None:
         expect("the difference", self.difference.shape, shape)
 
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(self.difference.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "Norm":
+        return Norm(difference=self.difference[start:stop])
+
     def product(self, shape: Shape) -> Tensor:
         return self.difference
 

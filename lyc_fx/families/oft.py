@@ -1,12 +1,12 @@
 """Diag-OFT: one orthogonal block per group of output rows (arXiv:2306.07280, as in LyCORIS)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Strength
+from lyc_fx.families.adapter import Adapter, Strength
 from lyc_fx.families.lokr import factorization
 from lyc_fx.families.orthogonal import Orthogonal
 from lyc_fx.families.shapes import Shape
@@ -32,6 +32,14 @@ class DiagOFT(Orthogonal):
         count, size = self.blocks.shape[:2]
         rotation = self.partial_rotation(weight.shape[0], strength).transpose(-1, -2)
         return (rotation @ weight.reshape([count, size, -1])).reshape(weight.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
+        """Whole blocks without a constraint, whose norm is taken over all of them, are apart from each other."""
+        size = self.blocks.shape[1]
+        if self.alpha or start % size or stop % size:
+            return super().rows(start, stop, shape)
+        rescale = None if self.rescale is None else self.rescale.reshape(-1)[start:stop]
+        return replace(self, blocks=self.blocks[start // size : stop // size], rescale=rescale)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """OFT on the input side: one orthogonal block per group of input columns (as in PEFT 0.18 and later)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ class InputOFT(Adapter):
         turn = identity + strength * (rotation - identity)
         columns = weight.reshape([weight.shape[0], -1, self.blocks.shape[1]]).transpose(0, 1)  # (n, out, b)
         return (columns @ turn.transpose(-1, -2)).transpose(0, 1).reshape(weight.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Self:
+        return self
 
     def rotation(self) -> Tensor:
         """R, `(n, b, b)`."""

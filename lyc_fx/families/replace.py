@@ -40,6 +40,9 @@ class Replace(Adapter):
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 - strength) + self.value * strength
 
+    def rows(self, start: int, stop: int, shape: Shape) -> Self:
+        return replace(self, value=self.value[start:stop])
+
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         return {"value": tuple(shape)}

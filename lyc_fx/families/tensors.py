@@ -31,6 +31,12 @@ def tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return outer.reshape([left.shape[0], right.shape[1], *core.shape[2:]])
 
 
+def with_core(core: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """A Tucker product as a product of two matrices: `(O, p)` and `(p, I · κ)`, of left `(p, O)`, right `(q, I)`."""
+    inner = (matrix(core).reshape([core.shape[0], core.shape[1], -1]).transpose(1, 2) @ right).transpose(1, 2)
+    return left.t().contiguous(), inner.flatten(1)  # torch.kron cannot take a transposed view
+
+
 def kronecker(left: Tensor, right: Tensor) -> Tensor:
     """`K[l·k+k', m·n+n', κ] = left[l,m] · right[k',n',κ]`: left `(l, m)`, right `(k, n, *K)`."""
     for _ in range(right.dim() - 2):

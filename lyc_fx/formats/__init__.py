@@ -10,26 +10,35 @@ from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
+from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
 from lyc_fx.formats.directory import configuration, tensors_of
 from lyc_fx.formats.entries import entries
-from lyc_fx.formats.format import Format, Source
+from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
 from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.formats.nhwc import Nhwc, laid_out_so
 from lyc_fx.formats.peft import Peft
+from lyc_fx.formats.save import save
+from lyc_fx.formats.xlabs import XLabs
 
-__all__ = ["FORMATS", "Format", "load"]
+__all__ = ["FORMATS", "Contents", "Format", "load", "save", "writer"]
 
-FORMATS: tuple[Format, ...] = (Peft(), Diffusers(), Lycoris())
-"""In the order in which they are asked whether a key is theirs"""
+FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Nhwc(), Lycoris(), Comfyui())
+"""In the order in which they are asked whether a key is theirs; of a module's formats the first one completes it"""
+_WRITERS: dict[str, Format] = {f.name: f for f in FORMATS} | {"kohya": Lycoris()}
 
 
 def load(
-    source: str | os.PathLike[str] | Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any] | None = None,
+    layout: Layout | None = None,
 ) -> AdapterSet:
     """The adapters of a safetensors file, of a PEFT directory, or of a dict of tensors with the keys of such a file.
 
     `config` is PEFT's configuration, for a dict; beside a file it is found by itself. One file may mix formats.
+    `layout` says how the factors under LyCORIS's keys lie; without it that follows from the metadata, or the shapes.
     Raises BadFile where the file cannot be read, and BadAdapter where it is no adapter, or where an adapter in
     it is incomplete or not finite; the error lists every module that is wrong.
     """
@@ -40,41 +49,51 @@ def load(
                 f"<tensors>: {', '.join(odd[:3])}: every key must be a text, and every value a torch.Tensor"
             )
         tensors = dict(source)
-        said = Source("<tensors>", frozenset(source), shapes=_shapes(tensors), config=config)
+        said = Source("<tensors>", frozenset(source), config=config, layout=layout, shapes=_shapes(tensors))
     else:
         path = tensors_of(Path(source))
         tensors, metadata = read_tensors(path)
         beside = config or configuration(path)
-        said = Source(str(path), frozenset(tensors), metadata, _shapes(tensors), beside)
+        said = Source(str(path), frozenset(tensors), metadata, beside, layout, _shapes(tensors))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
-    unread = []
+    unread, faults = [], []
     for key in tensors:
         found = next(((f, parts) for f in FORMATS if (parts := f.parse(key, said)) is not None), None)
         if found is None:
             unread.append(key)
             continue
         (module, suffix), format_ = found[1], found[0]
-        modules[module][suffix] = key
-        if module not in formats or suffix != "alpha":
-            formats[module] = format_
+        if (other := modules[module].setdefault(suffix, key)) != key:
+            faults.append(f"  {module}: {other} and {key} are the same factor")
+        formats[module] = min(format_, formats.get(module, format_), key=FORMATS.index)
     if not modules:
         sample = ", ".join(sorted(tensors)[:3]) or "it holds no tensor"
         known = ", ".join(format_.name for format_ in FORMATS)
         raise BadAdapter(
             f"{said.name}: none of its {len(tensors)} keys is of a known adapter format ({known}): {sample}"
         )
-    made, faults = [], []
+    groups = {module: {suffix: tensors[key] for suffix, key in keys.items()} for module, keys in modules.items()}
+    if said.stated_layout is None:
+        plain = {module: group for module, group in groups.items() if isinstance(formats[module], Lycoris)}
+        formats |= dict.fromkeys(laid_out_so(plain), Nhwc())
+    made = []
     for module, keys in modules.items():
         try:
-            group = formats[module].complete(module, {suffix: tensors[key] for suffix, key in keys.items()}, said)
+            group = formats[module].complete(module, groups[module], said)
             first = next(iter(keys.values()))
             made += entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
         except BadAdapter as error:
             faults.append(f"  {module}: {error}")
     if faults:
         raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
-    return AdapterSet(tuple(made), said.name, dict(said.metadata), tuple(unread))
+    metadata = {key: text for key, text in said.metadata.items() if key != MARK}  # what is read has LyCORIS's layout
+    return AdapterSet(tuple(made), said.name, metadata, tuple(unread))
+
+
+def writer(name: str) -> Format:
+    """The format that writes a convention. kohya's files differ from LyCORIS's in their modules' names alone."""
+    return _WRITERS[name]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

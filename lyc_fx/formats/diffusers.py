@@ -52,7 +52,10 @@ class Diffusers(Format):
         full, config = dict(group), _configuration(module, source)
         if config is not None and "alpha" not in full and _DOWN in full:
             full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, full[_DOWN].shape[0]))
-        return lycoris_layouts(full)
+        if f"{module}.diff_b" not in source.keys:
+            return lycoris_layouts(full)
+        added = {"diff_b": full.pop("diff_b")}  # LyCORIS's key: no bias of lora_B, and not scaled like one
+        return lycoris_layouts(full) | added
 
     def write(self, adapters: AdapterSet) -> Contents:
         """Factors of plain LoRA, with the scale multiplied into `lora_B`."""

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lyc_fx.errors import BadFile
+from lyc_fx.formats.save import CONFIG, TENSORS
 
-_CONFIG, _TENSORS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_PICKLE = "adapter_model.bin"
 
 
 def tensors_of(path: Path) -> Path:
@@ -15,22 +16,22 @@ def tensors_of(path: Path) -> Path:
 
     Raises BadFile where the directory holds a pickle, or adapters in directories below it.
     """
-    if not path.is_dir() or (path / _TENSORS).is_file():
-        return path / _TENSORS if path.is_dir() else path
+    if not path.is_dir() or (path / TENSORS).is_file():
+        return path / TENSORS if path.is_dir() else path
     if (path / _PICKLE).is_file():
         raise BadFile(
             f"{path}: holds {_PICKLE}, a pickle, which can run code when loaded. Convert it where you trust it: "
-            f"load it with PEFT and save_pretrained it again, which writes {_TENSORS}"
+            f"load it with PEFT and save_pretrained it again, which writes {TENSORS}"
         )
-    below = sorted(each.parent.name for each in path.glob(f"*/{_CONFIG}"))
+    below = sorted(each.parent.name for each in path.glob(f"*/{CONFIG}"))
     if below:
         raise BadFile(f"{path}: holds several adapters, one in each directory: name one of {', '.join(below)}")
-    return path / _TENSORS if (path / _CONFIG).is_file() else path
+    return path / TENSORS if (path / CONFIG).is_file() else path
 
 
 def configuration(tensors: Path) -> Mapping[str, Any] | None:
     """The configuration beside a file of tensors; None where there is none. Raises BadFile."""
-    path = tensors.parent / _CONFIG
+    path = tensors.parent / CONFIG
     if not path.is_file():
         return None
     try:

@@ -26,6 +26,8 @@ _REPLACED = Replace.suffixes["value"]
 """May stand beside a sum: an embedding that PEFT saves as a whole, and adapts as well."""
 SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
 """Every suffix that a module's tensors may have"""
+_BESIDE = {"alpha": "an alpha", "reshape_weight": "a reshape_weight"}
+"""What stands beside the factors of a module"""
 
 
 def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -> list[Entry]:
@@ -48,12 +50,15 @@ def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -
     if sparse:
         made.append(("weight", Full(diff=_dense(group)), sparse))
     if not made:
-        raise BadAdapter("there is an alpha, but no factor")
+        raise BadAdapter(f"there is {' and '.join(text for s, text in _BESIDE.items() if s in group)}, but no factor")
     for _, adapter, _ in made:
         adapter.check()
         _warn_of_zero(module, adapter)
-    made[0][2].extend(suffix for suffix in group if suffix == "alpha")
-    return [Entry(module, leaf, adapter, tuple(keys[s] for s in used)) for leaf, adapter, used in made]
+    made[0][2].extend(suffix for suffix in group if suffix in _BESIDE)
+    shapes = {"weight": _shape(group["reshape_weight"])} if "reshape_weight" in group else {}
+    return [
+        Entry(module, leaf, adapter, tuple(keys[s] for s in used), shapes.get(leaf)) for leaf, adapter, used in made
+    ]
 
 
 def _family(own: list[str], group: Mapping[str, Tensor]) -> type[Adapter]:
@@ -88,6 +93,14 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
         raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")
     return torch.sparse_coo_tensor(indices, values, size, check_invariants=True).to_dense()
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape that a `reshape_weight` asks for."""
+    sizes = [] if tensor.is_meta or tensor.is_complex() else tensor.reshape(-1).tolist()
+    if not sizes or any(size < 1 or not float(size).is_integer() for size in sizes):
+        raise BadAdapter(f"reshape_weight {sizes} is no shape")
+    return tuple(int(size) for size in sizes)
 
 
 def _alpha(tensor: Tensor) -> float:

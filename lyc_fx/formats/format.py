@@ -3,11 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
+from lyc_fx.errors import BadAdapter
+
+Layout = Literal["torch", "nhwc"]
+"""How factors under LyCORIS's keys lie: as LyCORIS has them, or as `formats.nhwc` says"""
+MARK = "lyc_fx.layout"
+"""The key of a file's metadata that says its layout"""
 
 
 @final
@@ -19,10 +25,20 @@ class Source:
     keys: frozenset[str] = frozenset()
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of the safetensors header"""
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of all tensors, by key"""
     config: Mapping[str, Any] | None = None
     """PEFT's `adapter_config.json`"""
+    layout: Layout | None = None
+    """What the caller says of it"""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of all tensors, by key"""
+
+    @property
+    def stated_layout(self) -> str | None:
+        """What the caller says, or else the metadata; None leaves it to the shapes. Raises BadAdapter if unknown."""
+        stated = self.layout or self.metadata.get(MARK)
+        if stated is not None and stated not in get_args(Layout):
+            raise BadAdapter(f"{self.name}: layout {stated!r} is not known: {', '.join(get_args(Layout))}")
+        return stated
 
 
 @final

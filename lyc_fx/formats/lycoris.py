@@ -4,9 +4,15 @@
 suffixes and the shapes alone; nothing in the header is needed.
 """
 
+from collections.abc import Iterator
 from typing import final
 
+import torch
+from torch import Tensor
+
 from lyc_fx.adapters import AdapterSet
+from lyc_fx.errors import Unsupported
+from lyc_fx.families.full import Full
 from lyc_fx.formats.entries import SUFFIXES
 from lyc_fx.formats.format import Contents, Format, Source
 
@@ -29,9 +35,25 @@ class Lycoris(Format):
         return None
 
     def write(self, adapters: AdapterSet) -> Contents:
-        tensors = {
-            f"{entry.module}.{suffix}": tensor
-            for entry in adapters.entries
-            for suffix, tensor in entry.adapter.written(entry.leaf).items()
-        }
+        """Factors in their dtypes. Raises Unsupported for two adapters of one weight, but for a residual."""
+        tensors = {f"{module}.{suffix}": t for module, written in tensors_of(adapters) for suffix, t in written.items()}
         return Contents(tensors, adapters.metadata)
+
+
+def tensors_of(adapters: AdapterSet) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The module and the tensors by suffix of each entry; a difference beside other factors is a sparse residual."""
+    seen = set()
+    for entry in adapters.entries:
+        written = entry.adapter.written(entry.leaf)
+        if (entry.module, entry.leaf) in seen and entry.leaf == "weight":
+            if not isinstance(entry.adapter, Full):
+                raise Unsupported(f"{entry.module}: two adapters of one weight have no place under its name")
+            written = _residual(entry.adapter.diff)
+        seen.add((entry.module, entry.leaf))
+        yield entry.module, written
+
+
+def _residual(difference: Tensor) -> dict[str, Tensor]:
+    sparse = difference.to_sparse()
+    size = torch.tensor(difference.shape)
+    return {"bias_indices": sparse.indices(), "bias_values": sparse.values(), "bias_size": size}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.families import merged
+from lyc_fx.families import Change, merged
 
 
 def change(adapter: Path, layer: str, like: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_several_adapters_with_strengths_are_summed_and_rounded_once(files, lyc)
     assert said.out.startswith("3 adapters on 2 weights: 2 locon, 1 lokr\n")
     before, after = load_file(files.base), load_file(files.out)
     parts = [(lyc_fx.load(files.locon).select("*_fc"), 1.0), (lyc_fx.load(files.lokr), -0.5)]
-    by_formula = merged(before["fc.weight"], [(part.entries[0].adapter, strength) for part, strength in parts])
+    by_formula = merged(before["fc.weight"], [Change(part.entries[0].adapter, strength) for part, strength in parts])
     torch.testing.assert_close(after["fc.weight"], by_formula, rtol=0, atol=1e-7)
     by_hand = before["fc.weight"].double() + change(files.locon, "fc", before["fc.weight"])
     by_hand -= 0.5 * change(files.lokr, "fc", before["fc.weight"])

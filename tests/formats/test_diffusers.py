@@ -93,3 +93,17 @@ def test_what_diffusers_keys_cannot_hold_is_refused() -> None:
     assert adapter is not None
     with pytest.raises(Unsupported, match="hold plain LoRA, not lokr"):
         Diffusers().write(one(adapter, "unet.attn1.to_q"))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first key", "last key"])
+def test_a_key_of_lycoris_beside_lora_a_does_not_hide_whose_factors_they_are(last: bool) -> None:
+    """diffusers lays the magnitude of a convolution `(1, out, 1, 1)`, wherever the file puts the bias."""
+    factors = {
+        "unet.conv.lora_A.weight": torch.randn(2, 3, 3, 1),
+        "unet.conv.lora_B.weight": torch.randn(5, 2, 1, 1),
+        "unet.conv.lora_magnitude_vector": torch.ones(1, 5, 1, 1),
+    }
+    bias = {"unet.conv.diff_b": torch.randn(5)}
+    weight, _ = lyc_fx.load(factors | bias if last else bias | factors).entries
+    assert isinstance(weight.adapter, LoCon) and weight.adapter.magnitude is not None
+    assert weight.adapter.magnitude.shape == (5, 1, 1, 1)

@@ -1,5 +1,6 @@
 """LyCORIS and kohya files: read → write → read, key conventions, and every way in which a file can be wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.errors import BadAdapter, BadFile, Unsupported
+from lyc_fx.formats.format import Format
 from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.formats.nhwc import Nhwc
 
 
 def keys(module: str = "lycoris_fc") -> dict[str, Tensor]:
@@ -258,3 +261,22 @@ def test_glora_of_the_old_orientation_is_told_by_its_shapes() -> None:
         weights.append(model["x"].weight.detach())
     assert torch.equal(*weights)
     torch.testing.assert_close(weights[0], 1 + 1.5 * (torch.ones(5, 3) @ a1 @ a2 + b1 @ b2))
+
+
+@pytest.mark.parametrize("format_", [Lycoris(), Nhwc()], ids=["lycoris", "nhwc"])
+def test_a_residual_beside_factors_is_written_and_read_again(format_: Format) -> None:
+    residual = torch.zeros(5, 3)
+    residual[1, 2], residual[4, 0] = 0.5, -2.0
+    sparse = residual.to_sparse()
+    tensors = {k: v.bfloat16() for k, v in keys("x").items()} | {
+        "x.diff_b": torch.ones(5, dtype=torch.bfloat16),
+        "x.bias_indices": sparse.indices(),
+        "x.bias_values": sparse.values().bfloat16(),
+        "x.bias_size": torch.tensor([5, 3]),
+    }
+    adapters = lyc_fx.load(tensors)
+    again = lyc_fx.load(dict(format_.write(adapters).tensors))
+    assert len(again) == 3 and again.digest == adapters.digest
+    twice = replace(adapters, entries=(adapters.entries[0], adapters.entries[0]))
+    with pytest.raises(Unsupported, match="x: two adapters of one weight"):
+        format_.write(twice)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lyc_fx.ldm import LdmNames
-from lyc_fx.names import Names, flatten
+from lyc_fx.naming import Names, Piece, flatten
+from lyc_fx.naming.unet import BlockNames, LdmNames
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -46,13 +46,21 @@ def test_every_parameter_is_found_by_its_original_name(sdxl: bool) -> None:
     theirs = convert_ldm_unet_checkpoint(original, dict(model.config))
     assert {n: id(p) for n, p in theirs.items()} == {n: id(p) for n, p in model.named_parameters()}
 
-    names = Names(dict(model.named_parameters()))
+    shapes = {name.removeprefix("model.diffusion_model."): tuple(p.shape) for name, p in original.items()}
+    back = BlockNames.of(shapes)
+    assert back is not None
+    for name in shapes:
+        path, _, leaf = name.rpartition(".")
+        assert f"{back.path(path)}.{leaf}" in theirs, name
+        assert theirs[f"{back.path(path)}.{leaf}"] is original[f"model.diffusion_model.{name}"]
+
+    names = Names({n: tuple(p.shape) for n, p in model.named_parameters()})
     for name, _ in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         for known in (path, ours.path(path)):
-            assert names.find(f"lora_unet_{flatten(str(known))}", leaf) == [name]
+            assert names.find(f"lora_unet_{flatten(str(known))}", leaf) == [(Piece(name),)]
 
 
 def test_another_model_has_no_original_names() -> None:
     assert LdmNames.of(["down_blocks.0.weight", "fc.weight"]) is None
-    assert Names(["fc.weight"]).find("lora_unet_input_blocks_0_0", "weight") == []
+    assert Names({"fc.weight": (3, 2)}).find("lora_unet_input_blocks_0_0", "weight") == []

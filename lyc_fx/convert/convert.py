@@ -1,0 +1,129 @@
+"""`convert`: the steps, and what was done for each module."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import nn
+
+from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.convert.gather import Made, gathered
+from lyc_fx.convert.like import own_shapes, shapes_of
+from lyc_fx.convert.truncated import truncated
+from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.families.locon import LoCon
+from lyc_fx.formats import Contents, save, writer
+from lyc_fx.naming import Names, Target, Written
+
+_SHOWN = 20
+Path_ = str | os.PathLike[str]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@final
+@dataclass(frozen=True)
+class Conversion:
+    """The output of a conversion, and how each of its modules came about."""
+
+    contents: Contents
+    modules: tuple[Made, ...]
+
+    def save(self, path: Path_, inputs: Iterable[Path_] = ()) -> None:
+        """Write a file, or for PEFT a new directory (`formats.save`)."""
+        save(self.contents, path, inputs)
+
+
+def convert(
+    adapters: AdapterSet, to: str, *, like: nn.Module | Path_ | Shapes | None = None, svd: int | None = None
+) -> Conversion:
+    """The adapters in another convention (`naming.Target`): lycoris, kohya, peft, diffusers, comfyui or nhwc.
+
+    `like` is the model that they are for: a module, a safetensors file or a folder with some, or the shapes of its
+    parameters. Without `like` the file's own names are taken for the model's; they must be dotted then, unless the
+    target keeps them.
+
+    An algorithm that the target does not have becomes LoRA where that is exact (LoHa of rank r²; LoKr; Tucker
+    cores), in float32. With `svd`, what has no exact form, or one of a higher rank, becomes the best LoRA of that
+    rank, with the error in the result. The metadata is kept.
+
+    Raises BadAdapter, listing every adapter that finds no parameter or does not fit; Unsupported, listing those that
+    the target cannot hold.
+    """
+    try:
+        target = Target(to)
+    except ValueError as error:
+        known = ", ".join(target.value for target in Target)
+        raise Unsupported(f"there is no convention {to!r}, only {known}") from error
+    if adapters.unread:
+        raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
+    given = shapes_of(like) if isinstance(like, (nn.Module, str, os.PathLike)) else like
+    shapes = own_shapes(adapters, target) if given is None else given
+    made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
+    made = [_stored(each) for each in made]
+    try:
+        return _written(adapters, made, target)
+    except Unsupported as refused:
+        return _written(adapters, _as_low_rank(made, svd, refused), target)
+
+
+def _kept(adapters: AdapterSet) -> list[Made]:
+    """Every adapter under the name that it has."""
+    return [Made(e.module, e.leaf, e.adapter, e.adapter.weight_shape() or (), (e.module,)) for e in adapters.entries]
+
+
+def _written(adapters: AdapterSet, made: list[Made], target: Target) -> Conversion:
+    seen: set[tuple[str, str, type]] = set()
+    for each in made:
+        key = (each.module, each.leaf, type(each.adapter))
+        if key in seen:
+            raise BadAdapter(f"{adapters.source}: {', '.join(each.sources)}: {each.module} is named twice in this file")
+        seen.add(key)
+    entries = tuple(Entry(each.module, each.leaf, each.adapter, ()) for each in made)
+    contents = writer(target.value).write(replace(adapters, entries=entries))
+    return Conversion(contents, tuple(made))
+
+
+def _as_low_rank(made: list[Made], svd: int | None, refused: Unsupported) -> list[Made]:
+    """What the target cannot hold as it is, as LoRA. Raises Unsupported for what has no such form."""
+    lowered, faults = [], []
+    for each in made:
+        if (
+            len(each.shape) < 2
+            or each.leaf != "weight"
+            or (isinstance(each.adapter, LoCon) and each.adapter.mid is None)
+        ):
+            lowered.append(each)
+            continue
+        try:
+            lowered.append(_low_rank(each, svd))
+        except BadAdapter as error:
+            faults.append(f"  {', '.join(each.sources)}: {error}")
+    if faults:
+        advice = (
+            ""
+            if svd
+            else "\n--svd RANK (svd=RANK) writes the best approximation of what does not depend on the weight."
+        )
+        raise Unsupported("\n".join([str(refused), *faults[:_SHOWN]]) + advice)
+    return lowered
+
+
+def _low_rank(each: Made, svd: int | None) -> Made:
+    try:
+        exact = each.adapter.low_rank(each.shape)
+    except BadAdapter:
+        if svd is None:
+            raise
+    else:
+        if svd is None or exact.rank <= svd:
+            return _stored(replace(each, adapter=exact, how=(*each.how, "low rank")))
+    adapter, error = truncated(each.adapter, each.shape, svd)
+    return _stored(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error))
+
+
+def _stored(made: Made) -> Made:
+    """Products were formed in float64; they are stored in float32."""
+    computed = made.how and any(f.dtype == torch.float64 for f in made.adapter.factors().values())
+    return replace(made, adapter=made.adapter.to(torch.float32)) if computed else made

@@ -1,0 +1,112 @@
+"""Adapters of separate projections as one adapter of the fused weight, exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families import Adapter
+from lyc_fx.families.full import Full
+from lyc_fx.families.locon import LoCon
+from lyc_fx.families.loha import LoHa
+from lyc_fx.families.tensors import matrix
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """An adapter of some rows of a fused weight."""
+
+    adapter: Adapter
+    start: int
+    stop: int
+
+
+def fused(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
+    """One adapter of a weight of this shape, with the effect of all parts on their rows and none on others.
+
+    LoHa stays LoHa, at the sum of the ranks; differences are concatenated; all else becomes LoCon, of a block-sparse
+    `up` and the sum of the ranks. Raises BadAdapter for what has no low-rank form, and for a magnitude (DoRA) that
+    does not cover all rows.
+    """
+    if all(isinstance(p.adapter, Full) or not p.adapter.additive for p in parts) or len(shape) == 1:
+        return _differences(parts, shape)
+    if all(isinstance(p.adapter, LoHa) and p.adapter.t1 is None for p in parts):
+        return _loha(parts, shape)
+    return _locon(parts, shape)
+
+
+def _differences(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
+    made = []
+    for part in parts:
+        if not isinstance(part.adapter, Full):
+            raise BadAdapter(f"{part.adapter.name} of separate projections has no form for the fused weight")
+        made.append(part.adapter.diff)
+    total = torch.zeros(list(shape), dtype=_dtype(made))
+    for part, diff in zip(parts, made, strict=True):
+        total[part.start : part.stop] = diff.reshape([part.stop - part.start, *shape[1:]])
+    return Full(diff=total)
+
+
+def _loha(parts: Sequence[Part], shape: Sequence[int]) -> LoHa:
+    adapters = [p.adapter for p in parts if isinstance(p.adapter, LoHa)]
+    scale, lefts = _scaled(adapters, [a.w1_a for a in adapters])
+    right = [torch.cat([matrix(b) for b in bs]) for bs in ([a.w1_b for a in adapters], [a.w2_b for a in adapters])]
+    return LoHa(
+        w1_a=_blocks(parts, lefts, shape[0]),
+        w1_b=right[0],
+        w2_a=_blocks(parts, [a.w2_a for a in adapters], shape[0]),
+        w2_b=right[1],
+        magnitude=_magnitude(parts, [a.magnitude for a in adapters], shape),
+        alpha=None if scale == 1 else scale * right[0].shape[0],
+    )
+
+
+def _locon(parts: Sequence[Part], shape: Sequence[int]) -> LoCon:
+    adapters = [p.adapter.low_rank((p.stop - p.start, *shape[1:])) for p in parts]
+    scale, ups = _scaled(adapters, [matrix(a.up) for a in adapters])
+    up, down = _blocks(parts, ups, shape[0]), torch.cat([matrix(a.down) for a in adapters])
+    return LoCon(
+        up=up.reshape([*up.shape, *(1 for _ in shape[2:])]),
+        down=down.reshape([-1, *shape[1:]]),
+        magnitude=_magnitude(parts, [a.magnitude for a in adapters], shape),
+        alpha=None if scale == 1 else scale * down.shape[0],
+    )
+
+
+def _scaled(adapters: Sequence[LoCon | LoHa], lefts: list[Tensor]) -> tuple[float, list[Tensor]]:
+    """The scale of all, and the left factors; where scales differ they are multiplied into these, in float64."""
+    scales = {a.scale for a in adapters}
+    if len(scales) == 1:
+        return scales.pop(), lefts
+    return 1.0, [left.double() * a.scale for a, left in zip(adapters, lefts, strict=True)]
+
+
+def _blocks(parts: Sequence[Part], lefts: Sequence[Tensor], rows: int) -> Tensor:
+    """`(rows, Σ r)`: each part's factor on its own rows and columns."""
+    total = torch.zeros(rows, sum(left.shape[1] for left in lefts), dtype=_dtype(lefts))
+    column = 0
+    for part, left in zip(parts, lefts, strict=True):
+        total[part.start : part.stop, column : column + left.shape[1]] = left
+        column += left.shape[1]
+    return total
+
+
+def _magnitude(parts: Sequence[Part], magnitudes: Sequence[Tensor | None], shape: Sequence[int]) -> Tensor | None:
+    given = [m for m in magnitudes if m is not None]
+    if not given:
+        return None
+    covered = sum(p.stop - p.start for p in parts) == shape[0]
+    if len(given) < len(parts) or not covered or any(m.dim() > 1 and m.shape[0] == 1 for m in given):
+        raise BadAdapter("DoRA of separate projections can be fused only where each has a magnitude per output")
+    return torch.cat([m.reshape(-1) for m in given]).reshape([-1, *(1 for _ in shape[1:])])
+
+
+def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    found = tensors[0].dtype
+    for tensor in tensors[1:]:
+        found = torch.promote_types(found, tensor.dtype)
+    return found

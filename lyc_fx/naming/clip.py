@@ -1,0 +1,48 @@
+"""Text encoders of the CLIP kind: OpenCLIP's names (SD 2, SDXL, SD3 checkpoints) and those of transformers.
+
+transformers 5 has dropped `text_model.` before the modules of a `CLIPTextModel`; adapters have it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+from lyc_fx.naming.piece import Pieces, Shapes, whole
+from lyc_fx.naming.scheme import Dialect, Scheme, rule
+
+_LAYER, _BLOCK = "text_model.encoder.layers.{}", "transformer.resblocks.{}"
+_OPEN_CLIP = Scheme(
+    (
+        rule(f"{_BLOCK}.attn.in_proj", *(f"{_LAYER}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))),
+        rule(f"{_BLOCK}.attn.out_proj", f"{_LAYER}.self_attn.out_proj"),
+        rule(f"{_BLOCK}.mlp.c_fc", f"{_LAYER}.mlp.fc1"),
+        rule(f"{_BLOCK}.mlp.c_proj", f"{_LAYER}.mlp.fc2"),
+        rule(f"{_BLOCK}.ln_1", f"{_LAYER}.layer_norm1"),
+        rule(f"{_BLOCK}.ln_2", f"{_LAYER}.layer_norm2"),
+        rule("ln_final", "text_model.final_layer_norm"),
+        rule("token_embedding", "text_model.embeddings.token_embedding"),
+    ),
+    marks=((f"{_BLOCK}.mlp.c_fc",), (f"{_LAYER}.self_attn.q_proj",)),
+)
+_PREFIX, _MARK = "text_model.", ".self_attn.q_proj.weight"
+
+
+@final
+@dataclass(frozen=True)
+class Clip:
+    """The names of one text encoder."""
+
+    kind: str = "text_encoder"
+
+    def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
+        """As `Scheme.aliases`."""
+        bare = [name for name in shapes if name.startswith("encoder.layers.") and name.endswith(_MARK)]
+        dropped = bool(bare) and "final_layer_norm.weight" in shapes
+        prefixed = {f"{_PREFIX}{name}" if dropped else name: name for name in shapes}
+        for dialect, name, pieces in _OPEN_CLIP.aliases({name: shapes[own] for name, own in prefixed.items()}):
+            yield dialect, name, tuple(replace(piece, parameter=prefixed[piece.parameter]) for piece in pieces)
+        for name, own in prefixed.items():
+            if dropped:
+                yield Dialect.diffusers, name, whole(own)
+            elif name.startswith(_PREFIX):
+                yield Dialect.spelling, name.removeprefix(_PREFIX), whole(own)

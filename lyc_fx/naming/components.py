@@ -1,0 +1,84 @@
+"""What stands before the names of modules: the parts of a pipeline, in checkpoints and in adapter files.
+
+Several text encoders may have the same inner names. A name is for those whose roles are among those of its prefix.
+"""
+
+from typing import Literal
+
+Role = Literal["denoiser", "te1", "te2", "te3", "autoencoder"]
+
+_DENOISER: frozenset[Role] = frozenset({"denoiser"})
+_TE1: frozenset[Role] = frozenset({"te1"})
+_TE2: frozenset[Role] = frozenset({"te2"})
+_TE3: frozenset[Role] = frozenset({"te3"})
+_T5 = _TE2 | _TE3
+"""The second text encoder of Flux in diffusers and OneTrainer, the third in kohya's numbering"""
+
+COMPONENTS: dict[str, frozenset[Role]] = {
+    "model.diffusion_model.": _DENOISER,
+    "diffusion_model.": _DENOISER,
+    "unet.": _DENOISER,
+    "transformer.": _DENOISER,
+    "prior.": _DENOISER,
+    "cond_stage_model.transformer.": _TE1,
+    "cond_stage_model.model.": _TE1,
+    "conditioner.embedders.0.transformer.": _TE1,
+    "conditioner.embedders.0.model.": _TE1 | _TE2,
+    "conditioner.embedders.1.model.": _TE2,
+    "text_encoders.clip_l.transformer.": _TE1,
+    "text_encoders.clip_l.": _TE1,
+    "text_encoders.clip_g.transformer.": _TE2,
+    "text_encoders.clip_g.": _TE2,
+    "text_encoders.t5xxl.transformer.": _T5,
+    "text_encoders.t5xxl.": _T5,
+    "text_encoder.": _TE1,
+    "text_encoder_2.": _T5,
+    "text_encoder_3.": _TE3,
+    "first_stage_model.": frozenset({"autoencoder"}),
+    "vae.": frozenset({"autoencoder"}),
+}
+"""Before dotted names, of a checkpoint or of an adapter file"""
+
+WRAPPERS = ("base_model.model.",)
+"""What PEFT puts before names, besides a component"""
+
+PREFIXES: dict[str, frozenset[Role]] = {
+    "lycoris": frozenset(),
+    "lora_unet": _DENOISER,
+    "lora_transformer": _DENOISER,
+    "lora_prior_unet": _DENOISER,
+    "oft_unet": _DENOISER,
+    "lora_te": _TE1,
+    "lora_te1": _TE1,
+    "lora_te2": _TE2,
+    "lora_te3": _TE3,
+    "lora_prior_te": _TE1,
+}
+"""What LyCORIS, kohya and OneTrainer put before flattened names, with an underscore; an empty set is any role"""
+
+
+def split(module: str) -> list[tuple[frozenset[Role], str]]:
+    """The readings of a file's name for a module: roles that it may be for (empty: any), and the name without prefix.
+
+    The whole name comes first, for a model may have such a name itself.
+    """
+    found: list[tuple[frozenset[Role], str]] = [(frozenset(), module)]
+    for prefix, roles in PREFIXES.items():
+        if module.startswith(f"{prefix}_"):
+            found.append((roles, module[len(prefix) + 1 :].lstrip("_")))  # Wan-Fun has two underscores
+    inner = module
+    for wrapper in WRAPPERS:
+        if inner.startswith(wrapper):
+            inner = inner.removeprefix(wrapper)
+            found.append((frozenset(), inner))
+    for prefix, roles in COMPONENTS.items():
+        if inner.startswith(prefix):
+            found.append((roles, inner.removeprefix(prefix)))
+    return found
+
+
+def component_of(parameter: str) -> tuple[str, frozenset[Role]]:
+    """The prefix of a model's parameter name that names a component, the longest one, and its roles."""
+    found = [prefix for prefix in COMPONENTS if parameter.startswith(prefix)]
+    longest = max(found, key=len, default="")
+    return longest, COMPONENTS.get(longest, frozenset())

@@ -1,0 +1,167 @@
+"""From the names in an adapter file to the names of a model's parameters, and back.
+
+Names are generated forward, from the model, and looked up: `_` is both a separator and part of names, so that
+decoding `down_blocks_0` is a guess. Where two parameters generate one name, the name is refused.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Protocol, final
+
+from lyc_fx.naming.clip import Clip
+from lyc_fx.naming.components import PREFIXES, Role, component_of, split
+from lyc_fx.naming.flux import FLUX
+from lyc_fx.naming.fused import FUSED
+from lyc_fx.naming.piece import Pieces, Shapes, whole
+from lyc_fx.naming.scheme import Dialect
+from lyc_fx.naming.sd3 import SD3
+from lyc_fx.naming.unet import UNet
+from lyc_fx.naming.wan import WAN
+
+_LEAVES = ("weight", "bias")
+
+
+class NamesOf(Protocol):
+    """What knows further names of an architecture."""
+
+    @property
+    def kind(self) -> str:
+        """What diffusers calls the component that has it: `unet`, `transformer`, `text_encoder`."""
+        ...
+
+    def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
+        """Further names of parameters, `<module>.weight` or `<module>.bias`, and what they stand for."""
+        ...
+
+
+SCHEMES: tuple[NamesOf, ...] = (UNet(), FLUX, SD3, WAN, Clip(), FUSED)
+"""Every architecture whose modules have several names"""
+
+
+@final
+@dataclass(frozen=True)
+class Name:
+    """One name by which a file may mean parameters."""
+
+    path: str
+    """Of the module, without a component's prefix if `roles` are known"""
+    leaf: str
+    pieces: Pieces
+    dialect: Dialect = Dialect.own
+    roles: frozenset[Role] = frozenset()
+    """Of the component that it belongs to; empty: unknown"""
+    kind: str = ""
+    """What diffusers calls such a component, where the architecture is known"""
+
+    @property
+    def precedence(self) -> int:
+        """Where a text has several meanings, those of the lowest number count: first whole names of the model's own."""
+        if self.dialect is Dialect.spelling:
+            return 2
+        return 0 if self.dialect is Dialect.own and not self.roles else 1
+
+
+def flatten(path: str) -> str:
+    """`encoder.layer.0.query` → `encoder_layer_0_query`."""
+    return path.replace(".", "_")
+
+
+@final
+class Names:
+    """All the names by which an adapter file may mean one of these parameters.
+
+    A module's path stands for its weight (or bias); a parameter of another name stands for itself. `aliases`
+    maps further names of a parameter (its module is registered twice) to the one by which it is known.
+    """
+
+    def __init__(self, shapes: Shapes, aliases: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._known = {name: name for name in shapes}
+        self._known |= {alias: name for alias, name in aliases.items() if name in self._known}
+        every = {name: tuple(shapes[own]) for name, own in self._known.items()}
+        self.all = tuple(_all_names(every))
+        self._flat: dict[tuple[str, str], list[Name]] = defaultdict(list)
+        for name in self.all:
+            self._flat[name.leaf, flatten(name.path)].append(name)
+
+    def find(self, module: str, leaf: str) -> list[Pieces]:
+        """What the file may mean: one sequence of pieces where all is well, none, or several that collide."""
+        readings = split(module)
+        if "." in module:
+            for _, path in readings:
+                for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):
+                    if name in self._known:
+                        return [whole(self._known[name])]
+        found = [
+            name
+            for roles, path in readings
+            for name in self._flat.get((leaf, flatten(path)), ())
+            if not roles or not name.roles or roles & name.roles
+        ]
+        best = min((name.precedence for name in found), default=0)
+        return sorted({self._resolved(name.pieces) for name in found if name.precedence == best}, key=repr)
+
+    def _resolved(self, pieces: Pieces) -> Pieces:
+        return tuple(replace(piece, parameter=self._known[piece.parameter]) for piece in pieces)
+
+    def nearest(self, module: str, leaf: str, count: int = 3) -> list[str]:
+        """The parameters whose names are most like a name that was not found."""
+        known = {path: names[0] for (kind, path), names in self._flat.items() if kind == leaf}
+        text = flatten(split(module)[-1][1])
+        close = get_close_matches(text, known, n=count, cutoff=0.6)
+        return list(dict.fromkeys(piece.parameter for path in close for piece in known[path].pieces))[:count]
+
+
+def _all_names(shapes: Shapes) -> Iterator[Name]:
+    """The names of every parameter: its own, without its component's prefix, and those of its architecture."""
+    components: dict[tuple[str, frozenset[Role]], dict[str, str]] = defaultdict(dict)
+    for parameter in sorted(shapes):
+        yield from _leaves(Name(parameter, "", whole(parameter)))
+        prefix, roles = component_of(parameter)
+        components[prefix, roles][parameter.removeprefix(prefix)] = parameter
+    for (prefix, roles), inner in components.items():
+        attention = {module_form(name): own for name, own in inner.items()}
+        own_shapes = {name: shapes[own] for name, own in attention.items()}
+        if prefix:
+            for name, own in inner.items():
+                yield from _leaves(Name(name, "", whole(own), roles=roles))
+        for scheme in SCHEMES:
+            for dialect, name, pieces in scheme.aliases(own_shapes):
+                real = tuple(replace(piece, parameter=attention[piece.parameter]) for piece in pieces)
+                yield from _leaves(Name(name, "", real, dialect, roles, scheme.kind))
+
+
+def module_form(parameter: str) -> str:
+    """`attn.in_proj_weight`, as `nn.MultiheadAttention` has it, as if it were a module's: `attn.in_proj.weight`."""
+    for leaf in _LEAVES:
+        if parameter.endswith(f".in_proj_{leaf}"):
+            return f"{parameter.removesuffix(f'_{leaf}')}.{leaf}"
+    return parameter
+
+
+def _leaves(name: Name) -> Iterator[Name]:
+    """The leaf and the paths by which a file may mean a parameter, whose name stands in `path`."""
+    plain = True
+    for leaf in _LEAVES:
+        path = module_of(name.path, leaf)
+        if path is not None:
+            plain = False
+            yield replace(name, path=path, leaf=leaf)
+        attention = module_of(name.path, f"in_proj_{leaf}")
+        if attention is not None:  # PEFT names the input projection of attention by the module alone
+            yield replace(name, path=attention, leaf=leaf)
+            yield replace(name, path=f"{attention}.in_proj", leaf=leaf)
+    if plain:
+        yield replace(name, leaf="weight")
+
+
+def module_of(parameter: str, leaf: str) -> str | None:
+    """`fc.weight` → `fc` for leaf `weight`; None where the parameter is no such leaf."""
+    if parameter == leaf:
+        return ""
+    return parameter.removesuffix(f".{leaf}") if parameter.endswith(f".{leaf}") else None
+
+
+__all__ = ["PREFIXES", "SCHEMES", "Name", "Names", "flatten"]

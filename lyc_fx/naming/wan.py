@@ -1,0 +1,32 @@
+"""Wan 2.1 and 2.2: the names of the publication, and those of diffusers."""
+
+from lyc_fx.naming.scheme import Scheme, rule
+
+_PARTS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "k_img": "add_k_proj", "v_img": "add_v_proj"}
+
+WAN = Scheme(
+    (
+        *(
+            rule(f"{block}.{{}}.{theirs}_attn.{part}", f"{block}.{{}}.{ours}.{name}")
+            for block in ("blocks", "vace_blocks")
+            for theirs, ours in (("self", "attn1"), ("cross", "attn2"))
+            for part, name in _PARTS.items()
+        ),
+        rule("blocks.{}.ffn.0", "blocks.{}.ffn.net.0.proj"),
+        rule("blocks.{}.ffn.2", "blocks.{}.ffn.net.2"),
+        rule("blocks.{}.norm3", "blocks.{}.norm2"),
+        rule("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+        rule("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+        rule("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+        rule("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+        rule("time_projection.1", "condition_embedder.time_proj"),
+        rule("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
+        rule("img_emb.proj.1", "condition_embedder.image_embedder.ff.net.0.proj"),
+        rule("img_emb.proj.3", "condition_embedder.image_embedder.ff.net.2"),
+        rule("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+        rule("head.head", "proj_out"),
+    ),
+    kind="transformer",
+    marks=(("blocks.{}.self_attn.q", "blocks.{}.cross_attn.q"), ("blocks.{}.attn1.to_q", "blocks.{}.attn2.to_q")),
+)
+"""Each block has a self-attention, a cross-attention (with images: two more projections) and a feedforward layer"""
