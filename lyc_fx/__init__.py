@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lyc_fx.capture import capture
     from lyc_fx.checkpoint import fold_checkpoint
     from lyc_fx.convert import convert
+    from lyc_fx.coverage import coverage
     from lyc_fx.export import export
     from lyc_fx.formats import load
     from lyc_fx.live import merge
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "Plan", "Report", "capture", "convert", "export", "fold", "fold_checkpoint", "history", "load",
-    "lower", "merge", "report", "show", "splice",
+    "AdapterSet", "Plan", "Report", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint", "history",
+    "load", "lower", "merge", "report", "show", "splice",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters", "Plan": "plan", "Report": "report", "capture": "capture", "convert": "convert",
-    "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint", "history": "program", "load": "formats",
-    "lower": "roads", "merge": "live", "report": "roads", "show": "show", "splice": "roads",
+    "coverage": "coverage", "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint",
+    "history": "program", "load": "formats", "lower": "roads", "merge": "live", "report": "roads", "show": "show",
+    "splice": "roads",
 }  # fmt: skip
 
 
@@ -43,7 +45,7 @@ class _Package(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds submodules here. `capture`, `export`, `report` and `show` are the functions.
+        # The import system binds submodules here: `capture`, `convert` and others are the functions of that name.
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

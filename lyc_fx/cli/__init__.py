@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import lyc_fx
-from lyc_fx.cli import convert, demo, fold, inspect
+from lyc_fx.cli import convert, coverage, demo, fold, inspect
 from lyc_fx.cli.errors import ReportsErrors, interrupt
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("fold")(fold.command)
 app.command("inspect")(inspect.command)
+app.command("coverage")(coverage.command)
 app.command("convert")(convert.command)
 app.command("demo")(demo.command)
 

@@ -7,6 +7,5 @@
 
 from lyc_fx.convert.convert import Conversion, convert
 from lyc_fx.convert.gather import Made
-from lyc_fx.convert.like import shapes_of
 
-__all__ = ["Conversion", "Made", "convert", "shapes_of"]
+__all__ = ["Conversion", "Made", "convert"]

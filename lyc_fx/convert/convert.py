@@ -1,25 +1,24 @@
 """`convert`: the steps, and what was done for each module."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch import nn
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.convert.gather import Made, gathered
-from lyc_fx.convert.like import own_shapes, shapes_of
+from lyc_fx.convert.like import own_shapes
 from lyc_fx.convert.truncated import truncated
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import Contents, save, writer
 from lyc_fx.naming import Names, Target, Written
+from lyc_fx.shapes import Like, shapes_of
 
 _SHOWN = 20
 Path_ = str | os.PathLike[str]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @final
@@ -35,9 +34,7 @@ class Conversion:
         save(self.contents, path, inputs)
 
 
-def convert(
-    adapters: AdapterSet, to: str, *, like: nn.Module | Path_ | Shapes | None = None, svd: int | None = None
-) -> Conversion:
+def convert(adapters: AdapterSet, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
     """The adapters in another convention (`naming.Target`): lycoris, kohya, peft, diffusers, comfyui or nhwc.
 
     `like` is the model that they are for: a module, a safetensors file or a folder with some, or the shapes of its
@@ -58,8 +55,7 @@ def convert(
         raise Unsupported(f"there is no convention {to!r}, only {known}") from error
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
-    given = shapes_of(like) if isinstance(like, (nn.Module, str, os.PathLike)) else like
-    shapes = own_shapes(adapters, target) if given is None else given
+    shapes = own_shapes(adapters, target) if like is None else shapes_of(like)
     made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
     made = [_stored(each) for each in made]
     try:

@@ -34,9 +34,13 @@ def fused(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
     """
     if all(isinstance(p.adapter, Full) or not p.adapter.additive for p in parts) or len(shape) == 1:
         return _differences(parts, shape)
-    if all(isinstance(p.adapter, LoHa) and p.adapter.t1 is None for p in parts):
+    if all(isinstance(p.adapter, LoHa) and _plain(p.adapter) for p in parts):
         return _loha(parts, shape)
     return _locon(parts, shape)
+
+
+def _plain(adapter: LoHa) -> bool:
+    return adapter.t1 is None and matrix(adapter.w1_b).shape == matrix(adapter.w2_b).shape
 
 
 def _differences(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
@@ -53,28 +57,49 @@ def _differences(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
 
 def _loha(parts: Sequence[Part], shape: Sequence[int]) -> LoHa:
     adapters = [p.adapter for p in parts if isinstance(p.adapter, LoHa)]
+    both = [torch.cat([matrix(a.w1_b), matrix(a.w2_b)], 1) for a in adapters]  # the same ranks, beside each other
+    columns, right = _columns(both)
     scale, lefts = _scaled(adapters, [a.w1_a for a in adapters])
-    right = [torch.cat([matrix(b) for b in bs]) for bs in ([a.w1_b for a in adapters], [a.w2_b for a in adapters])]
     return LoHa(
-        w1_a=_blocks(parts, lefts, shape[0]),
-        w1_b=right[0],
-        w2_a=_blocks(parts, [a.w2_a for a in adapters], shape[0]),
-        w2_b=right[1],
+        w1_a=_blocks(parts, lefts, columns, shape[0]),
+        w1_b=right[:, : right.shape[1] // 2],
+        w2_a=_blocks(parts, [a.w2_a for a in adapters], columns, shape[0]),
+        w2_b=right[:, right.shape[1] // 2 :],
         magnitude=_magnitude(parts, [a.magnitude for a in adapters], shape),
-        alpha=None if scale == 1 else scale * right[0].shape[0],
+        alpha=None if scale == 1 else scale * right.shape[0],
     )
 
 
 def _locon(parts: Sequence[Part], shape: Sequence[int]) -> LoCon:
     adapters = [p.adapter.low_rank((p.stop - p.start, *shape[1:])) for p in parts]
     scale, ups = _scaled(adapters, [matrix(a.up) for a in adapters])
-    up, down = _blocks(parts, ups, shape[0]), torch.cat([matrix(a.down) for a in adapters])
+    columns, right = _columns([matrix(a.down) for a in adapters])
+    up = _blocks(parts, ups, columns, shape[0])
     return LoCon(
         up=up.reshape([*up.shape, *(1 for _ in shape[2:])]),
-        down=down.reshape([-1, *shape[1:]]),
+        down=right.reshape([-1, *shape[1:]]),
         magnitude=_magnitude(parts, [a.magnitude for a in adapters], shape),
-        alpha=None if scale == 1 else scale * down.shape[0],
+        alpha=None if scale == 1 else scale * right.shape[0],
     )
+
+
+def _columns(rights: Sequence[Tensor]) -> tuple[list[int], Tensor]:
+    """For each right factor `(r, in · κ)` its first row in all of them, one below the other; equal ones once.
+
+    Parts of one adapter (shift and scale of adaLN, swapped) have the same right factor: the rank does not grow.
+    """
+    first: list[int] = []
+    kept: list[Tensor] = []
+    for right in rights:
+        row = 0
+        for other in kept:
+            if other.shape == right.shape and torch.equal(other, right):
+                break
+            row += other.shape[0]
+        else:
+            kept.append(right)
+        first.append(row)
+    return first, torch.cat(kept)
 
 
 def _scaled(adapters: Sequence[LoCon | LoHa], lefts: list[Tensor]) -> tuple[float, list[Tensor]]:
@@ -85,13 +110,12 @@ def _scaled(adapters: Sequence[LoCon | LoHa], lefts: list[Tensor]) -> tuple[floa
     return 1.0, [left.double() * a.scale for a, left in zip(adapters, lefts, strict=True)]
 
 
-def _blocks(parts: Sequence[Part], lefts: Sequence[Tensor], rows: int) -> Tensor:
+def _blocks(parts: Sequence[Part], lefts: Sequence[Tensor], columns: Sequence[int], rows: int) -> Tensor:
     """`(rows, Σ r)`: each part's factor on its own rows and columns."""
-    total = torch.zeros(rows, sum(left.shape[1] for left in lefts), dtype=_dtype(lefts))
-    column = 0
-    for part, left in zip(parts, lefts, strict=True):
-        total[part.start : part.stop, column : column + left.shape[1]] = left
-        column += left.shape[1]
+    width = max(first + left.shape[1] for first, left in zip(columns, lefts, strict=True))
+    total = torch.zeros(rows, width, dtype=_dtype(lefts))
+    for part, left, first in zip(parts, lefts, columns, strict=True):
+        total[part.start : part.stop, first : first + left.shape[1]] = left
     return total
 
 

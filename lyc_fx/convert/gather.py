@@ -86,8 +86,11 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
         return
     for piece, adapter in placed(entry, found, state.taken, weights):
         state.taken[piece.parameter].append((piece, entry))
-        place = written.place(piece, entry.leaf)
-        state.scattered[place.name, entry.leaf].append((Part(adapter, *place.rows), entry))
+        height = piece.rows[1] - piece.rows[0] if piece.rows else written.shapes[piece.parameter][0]
+        for (start, stop), place in written.places(piece, entry.leaf):
+            whole = (start, stop) == (0, height)
+            part = adapter if whole else adapter.rows(start, stop, (height, *written.shapes[piece.parameter][1:]))
+            state.scattered[place.name, entry.leaf].append((Part(part, *place.rows), entry))
 
 
 def _joined(name: Name, leaf: str, parts: list[Part], sources: tuple[str, ...], written: Written) -> Made:

@@ -101,19 +101,23 @@ class Written:
         """Of the weight that a name stands for."""
         return rows_of(name.pieces, self.shapes), *self.shapes[name.pieces[0].parameter][1:]
 
-    def place(self, piece: Piece, leaf: str) -> Place:
-        """Where some rows of a parameter stand in the convention."""
+    def places(self, piece: Piece, leaf: str) -> list[tuple[Rows, Place]]:
+        """Where the rows of a piece stand in the convention: for each stretch, counted from the piece's first row."""
         height = self.shapes[piece.parameter][0]
         first, last = piece.rows or (0, height)
-        options = []
-        for name in self._spoken[piece.parameter, leaf]:
-            total = rows_of(name.pieces, self.shapes)
-            for part in name.pieces:
-                start, stop = part.rows or (0, height)
-                if part.parameter == piece.parameter and start <= first and last <= stop:
-                    base = (part.of or (0, total))[0] + first - start
-                    options.append(Place(name, (base, base + last - first), total))
-        return options[0]
+        spoken = self._spoken[piece.parameter, leaf]
+        for names in (spoken[:-1], spoken[-1:]):  # the model's own name is the last resort
+            parts = [(part.rows or (0, height), part, name) for name in names for part in name.pieces]
+            found, reached = [], first
+            for (start, stop), part, name in sorted(parts, key=lambda each: each[0]):
+                if part.parameter == piece.parameter and start <= reached < min(stop, last):
+                    end, total = min(stop, last), rows_of(name.pieces, self.shapes)
+                    base = (part.of or (0, total))[0] - start
+                    found.append(((reached - first, end - first), Place(name, (base + reached, base + end), total)))
+                    reached = end
+            if reached == last:
+                return found
+        raise AssertionError(piece)
 
     def exact(self, pieces: Pieces, leaf: str) -> Name | None:
         """The name that stands for just these pieces."""

@@ -82,6 +82,8 @@ def test_names_are_those_that_the_tools_have() -> None:
     kohya = names_of(adapters, "kohya", model)
     assert {"lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_single_blocks_0_linear1"} <= kohya
     assert "lora_unet_final_layer_adaLN_modulation_1" in kohya
+    [last] = [m for m in convert(adapters, "kohya", like=model).modules if m.module.endswith("adaLN_modulation_1")]
+    assert last.adapter.rank == 2, "shift and scale change places; the rank does not grow"
     assert "diffusion_model.double_blocks.0.txt_mlp.0" in names_of(adapters, "comfyui", model)
     assert "transformer.single_transformer_blocks.0.proj_mlp" in names_of(adapters, "diffusers", model)
     sdxl, small = made("sdxl"), made("unet")
@@ -122,7 +124,7 @@ def test_what_has_no_exact_form_is_refused_or_approximated_with_its_error(tmp_pa
     torch.manual_seed(0)
     diff = torch.randn(15, 6)
     adapters = AdapterSet((Entry("fc", "weight", Full(diff=diff), ("fc.diff",)),))
-    with pytest.raises(Unsupported, match=r"fc: full has no exact low-rank form\nsvd=RANK"):
+    with pytest.raises(Unsupported, match=r"fc: full has no exact low-rank form\n--svd RANK"):
         convert(adapters, "diffusers", like=model)
     conversion = convert(adapters, "diffusers", like=model, svd=4)
     [made_] = conversion.modules

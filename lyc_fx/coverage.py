@@ -1,0 +1,131 @@
+"""`coverage`: for each key of adapter files what it changes or why not, and for each weight of a model whether it is
+adapted. Nothing is changed and no weight is read."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+
+from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.errors import BadAdapter
+from lyc_fx.fitting import Weight, placed
+from lyc_fx.naming import Names, Piece
+from lyc_fx.report import table
+from lyc_fx.shapes import Like, shapes_of
+
+
+@final
+@dataclass(frozen=True)
+class Key:
+    """One key of a file."""
+
+    key: str
+    source: str
+    module: str
+    """The file's name of the module; empty where no format reads the key"""
+    targets: tuple[str, ...]
+    """What it changes: `fc.weight`, or `qkv.weight[0:64]` for some rows"""
+    why: str | None = None
+    """Why it changes nothing"""
+
+
+@final
+@dataclass(frozen=True)
+class Target:
+    """One weight of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    adapters: tuple[str, ...]
+    """The file's names of the modules that change it"""
+
+
+@final
+@dataclass(frozen=True)
+class Coverage:
+    """Every key and every weight. Weights of fewer than two dimensions count where they are adapted."""
+
+    keys: tuple[Key, ...]
+    weights: tuple[Target, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key has an effect."""
+        return all(key.why is None for key in self.keys)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready data."""
+        return asdict(self) | {"complete": self.complete}
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        adapted = [weight for weight in self.weights if weight.adapters]
+        yield from table(
+            [
+                {"weight": w.name, "shape": "×".join(map(str, w.shape)), "adapted by": ", ".join(w.adapters) or "-"}
+                for w in self.weights
+            ]
+        )
+        used = sum(key.why is None for key in self.keys)
+        yield f"{len(adapted)} of {len(self.weights)} weights adapted; {used} of {len(self.keys)} keys used"
+        for why, keys in _by_reason(self.keys).items():
+            yield f"not used, {why}:"
+            yield from (f"  {key}" for key in keys)
+
+
+def _by_reason(keys: Sequence[Key]) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        if key.why is not None:
+            found[key.why].append(key.key)
+    return found
+
+
+def coverage(adapters: AdapterSet | Sequence[AdapterSet], model: Like) -> Coverage:
+    """What adapter sets would do to a model, a file or folder of its weights, or parameters of these shapes.
+
+    Raises BadFile where the model cannot be read.
+    """
+    sets = [adapters] if isinstance(adapters, AdapterSet) else list(adapters)
+    shapes = shapes_of(model)
+    weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
+    names = Names(shapes)
+    keys: list[Key] = []
+    changed: dict[str, dict[str, None]] = defaultdict(dict)
+    for each in sets:
+        taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
+        for entry in each.entries:
+            pieces, why = _pieces(entry, names, weights, taken)
+            keys += [Key(key, each.source, entry.module, tuple(map(_said, pieces)), why) for key in entry.keys]
+            for piece in pieces:
+                taken[piece.parameter].append((piece, entry))
+                changed[piece.parameter][entry.module] = None
+        keys += [Key(key, each.source, "", (), "no format reads it") for key in each.unread]
+    rows = [
+        Target(name, shape, tuple(changed.get(name, ())))
+        for name, shape in shapes.items()
+        if len(shape) > 1 or name in changed
+    ]
+    return Coverage(tuple(keys), tuple(rows))
+
+
+def _said(piece: Piece) -> str:
+    return piece.parameter + ("[{}:{}]".format(*piece.rows) if piece.rows else "")
+
+
+def _pieces(
+    entry: Entry, names: Names, weights: Mapping[str, Weight], taken: Mapping[str, list[tuple[Piece, Entry]]]
+) -> tuple[list[Piece], str | None]:
+    """What an entry changes, or why nothing."""
+    found = names.find(entry.module, entry.leaf)
+    if not found:
+        near = names.nearest(entry.module, entry.leaf, 1)
+        return [], f"no such {entry.leaf} in the model" + (f" (nearest to {entry.module}: {near[0]})" if near else "")
+    try:
+        return [piece for piece, _ in placed(entry, found, taken, weights)], None
+    except BadAdapter as error:
+        return [], f"{entry.module}: {error}"

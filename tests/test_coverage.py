@@ -1,0 +1,87 @@
+"""`coverage`: no key and no weight is left out of the account."""
+
+import json
+from pathlib import Path
+
+import torch
+from conversions import made
+from nets import one, random_for
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import lyc_fx
+from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.cli import app
+from lyc_fx.families.full import Full
+from lyc_fx.families.locon import LoCon
+from lyc_fx.formats.lycoris import Lycoris
+
+
+def locon(*shape: int) -> LoCon:
+    adapter = random_for((LoCon, LoCon.layouts[0]), shape)
+    assert isinstance(adapter, LoCon)
+    return adapter
+
+
+def mixed() -> AdapterSet:
+    """One adapter that fits, one for no module, one that does not fit, one of a bias; and a key of no format."""
+    entries = (
+        Entry("lycoris_fc", "weight", locon(15, 6), ("lycoris_fc.lora_up.weight", "lycoris_fc.lora_down.weight")),
+        Entry("lycoris_block_out_prj", "weight", locon(4, 15), ("lycoris_block_out_prj.lora_up.weight",)),
+        Entry("lycoris_block_conv", "weight", locon(9, 6, 3, 3), ("lycoris_block_conv.lora_up.weight",)),
+        Entry("lycoris_fc", "bias", Full(diff=torch.ones(15)), ("lycoris_fc.diff_b",)),
+    )
+    return AdapterSet(entries, "mixed.safetensors", unread=("what.is.this",))
+
+
+def test_every_key_and_every_weight_is_accounted_for() -> None:
+    found = lyc_fx.coverage(mixed(), made("net"))
+    assert not found.complete
+    assert {key.key: key.targets for key in found.keys} == {
+        "lycoris_fc.lora_up.weight": ("fc.weight",),
+        "lycoris_fc.lora_down.weight": ("fc.weight",),
+        "lycoris_block_out_prj.lora_up.weight": (),
+        "lycoris_block_conv.lora_up.weight": (),
+        "lycoris_fc.diff_b": ("fc.bias",),
+        "what.is.this": (),
+    }
+    why = {key.key: key.why for key in found.keys}
+    assert "nearest to lycoris_block_out_prj: block.out_proj.weight" in str(why["lycoris_block_out_prj.lora_up.weight"])
+    assert "does not fit block.conv.weight (10, 6, 3, 3)" in str(why["lycoris_block_conv.lora_up.weight"])
+    assert why["what.is.this"] == "no format reads it"
+    assert {weight.name: weight.adapters for weight in found.weights} == {
+        "fc.weight": ("lycoris_fc",),
+        "fc.bias": ("lycoris_fc",),
+        "block.conv.weight": (),
+        "block.out_proj.weight": (),
+    }
+    assert "2 of 4 weights adapted; 3 of 6 keys used" in str(found)
+
+
+def test_rows_are_named() -> None:
+    adapters = one(locon(12, 12), "lora_unet_double_blocks_0_img_attn_proj")
+    found = lyc_fx.coverage(adapters, {"transformer_blocks.0.attn.to_out.0.weight": (12, 12)})
+    assert not found.complete, "nothing tells that this is Flux"
+    qkv = {"double_blocks.0.img_attn.qkv.weight": (36, 12)}
+    [key] = lyc_fx.coverage(one(locon(12, 12), "transformer.transformer_blocks.0.attn.to_k"), qkv).keys
+    assert key.targets == ("double_blocks.0.img_attn.qkv.weight[12:24]",)
+
+
+def test_the_live_report_lists_weights_without_an_adapter_and_reasons() -> None:
+    adapters = mixed().select("lycoris_fc", "lycoris_block_out_prj")
+    report = lyc_fx.merge(made("net"), adapters, strict=False)
+    assert report.untouched == ("block.conv.weight", "block.out_proj.weight")
+    assert [(each.key, each.why) for each in report.refused] == [
+        ("lycoris_block_out_prj.lora_up.weight", "no such weight in the model")
+    ]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    model, file = tmp_path / "model.safetensors", tmp_path / "a.safetensors"
+    save_file(made("net").state_dict(), model)
+    save_file(dict(Lycoris().write(one(locon(15, 6), "lycoris_fc")).tensors), file)
+    done = CliRunner().invoke(app, ["coverage", str(model), str(file)])
+    assert "1 of 3 weights adapted; 3 of 3 keys used" in done.output
+    data = json.loads(CliRunner().invoke(app, ["coverage", str(model), str(file), "--json"]).output)
+    assert data["complete"] is True
+    assert [weight["name"] for weight in data["weights"] if weight["adapters"]] == ["fc.weight"]
