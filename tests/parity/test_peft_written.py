@@ -188,6 +188,10 @@ def test_rotations(tmp_path: Path) -> None:
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("IA3Config", {"target_modules": ["fc", "block.fc", "conv"], "feedforward_modules": ["block.fc"]}),
     "ia3 output": ("IA3Config", {"target_modules": ["fc", "conv"], "feedforward_modules": []}),
+    "lokr": ("LoKrConfig", {"target_modules": ["fc", "conv", "point"], "r": 2, "alpha": 3}),
+    "lokr of a factor": ("LoKrConfig", {"target_modules": ["fc", "conv"], "r": 2, "alpha": 3, "decompose_factor": 2}),
+    "lokr of two": ("LoKrConfig", {"target_modules": ["fc", "conv"], "r": 1, "alpha": 3, "decompose_both": True}),
+    "lokr tucker": ("LoKrConfig", {"target_modules": ["fc", "conv"], "r": 2, "alpha": 3, "use_effective_conv2d": True}),
     "lora embedding": ("LoraConfig", {"target_modules": ["emb", "fc"], "lora_alpha": 3}),
     "oft embedding": ("OFTConfig", {"target_modules": ["emb"], "oft_block_size": 6}),
     "modules": ("LoraConfig", {"target_modules": ["fc"], "modules_to_save": ["norm"], "lora_alpha": 3}),
