@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter, BadFile, Unsupported
+from lyc_fx.formats.peft import Peft
 from lyc_fx.report import Report
 
 peft = pytest.importorskip("peft")
@@ -260,6 +261,21 @@ def test_conv1d_on_three_roads(name: str, tmp_path: Path) -> None:
         assert torch.equal(folded.state_dict()[key], tensor), key
         assert torch.equal(stored[key], tensor), key
         assert torch.equal(model.state_dict()[key], tensor) == (f"{key}" not in targets(report))
+
+
+@pytest.mark.parametrize("name", GPT)
+def test_conv1d_is_written(name: str, tmp_path: Path) -> None:
+    """The factors are (out, in), whatever the layer: PEFT finds out by itself that this one is Conv1D."""
+    model, (config, settings) = made(Gpt), GPT[name]
+    wanted = train(model, config, tmp_path, target_modules=["c_attn", "c_proj"], **settings)
+    contents = Peft().write(lyc_fx.load(tmp_path))
+    folder = tmp_path / "written"
+    folder.mkdir()
+    save_file(dict(contents.tensors), folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(contents.config))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+    torch.testing.assert_close(theirs(*INPUTS[Gpt]()), wanted(*INPUTS[Gpt]()), rtol=1e-5, atol=1e-5)
+    check(model, theirs, folder)
 
 
 def test_a_whole_conv1d_is_as_the_model_stores_it(tmp_path: Path) -> None:
