@@ -65,7 +65,7 @@ def placed(
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error
     for piece in pieces:
-        adapter = oriented if piece.of is None else oriented.rows(*piece.of, shape)
+        adapter = oriented if piece.of is None else oriented.rows(*piece.of, shape).compact()
         made.append((piece, adapter))
     return made
 

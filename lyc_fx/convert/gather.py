@@ -89,7 +89,11 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
         height = piece.rows[1] - piece.rows[0] if piece.rows else written.shapes[piece.parameter][0]
         for (start, stop), place in written.places(piece, entry.leaf):
             whole = (start, stop) == (0, height)
-            part = adapter if whole else adapter.rows(start, stop, (height, *written.shapes[piece.parameter][1:]))
+            part = (
+                adapter
+                if whole
+                else adapter.rows(start, stop, (height, *written.shapes[piece.parameter][1:])).compact()
+            )
             state.scattered[place.name, entry.leaf].append((Part(part, *place.rows), entry))
 
 

@@ -119,6 +119,10 @@ class Adapter(ABC):
             "and the model has them apart"
         )
 
+    def compact(self) -> "Adapter":
+        """The same effect with smaller factors, where some of their rows and columns have none."""
+        return self
+
     def low_rank(self, shape: Shape) -> "LoCon":
         """The same effect as plain LoCon, exactly, at every strength; in float64 where products have to be formed.
 

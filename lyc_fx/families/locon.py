@@ -59,14 +59,15 @@ class LoCon(Decomposable):
         return self.up.shape[0], self.down.shape[1], *kernel
 
     def rows(self, start: int, stop: int, shape: Shape) -> "LoCon":
-        """Of a block-sparse adapter (a fused one that was trained as several) only the block that reaches the rows."""
-        up, down = self.up[start:stop], self.down
-        used = matrix(up).ne(0).any(dim=0) if self.mid is None else None
-        part = replace(self, up=up, magnitude=self.magnitude_rows(start, stop, shape))
-        if used is None or bool(used.all()) or not bool(used.any()):
-            return part
+        return replace(self, up=self.up[start:stop], magnitude=self.magnitude_rows(start, stop, shape))
+
+    def compact(self) -> "LoCon":
+        """Without the columns of `up` that are zero: a fused adapter that was trained as several is block-sparse."""
+        used = matrix(self.up).ne(0).any(dim=0)
+        if self.mid is not None or bool(used.all()) or not bool(used.any()):
+            return self
         alpha = self.scale * int(used.sum()) if self.alpha else None
-        return replace(part, up=up[:, used], down=down[used], alpha=alpha)
+        return replace(self, up=self.up[:, used], down=self.down[used], alpha=alpha)
 
     def product(self, shape: Shape) -> Tensor:
         if self.mid is None:
