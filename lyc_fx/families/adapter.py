@@ -119,6 +119,13 @@ class Adapter(ABC):
             "and the model has them apart"
         )
 
+    def row_step(self, shape: Shape, at_most: int) -> int | None:
+        """How many rows a block may have, if possible no more than `at_most`, so that `rows` can cut at each multiple.
+
+        None where rows depend on each other.
+        """
+        return None
+
     def compact(self) -> "Adapter":
         """The same effect with smaller factors, where some of their rows and columns have none."""
         return self

@@ -68,6 +68,15 @@ class Decomposable(Additive):
             _kept(self.magnitude, shape)
 
     @final
+    def row_step(self, shape: Shape, at_most: int) -> int | None:
+        per_input = self.magnitude is not None and _kept(self.magnitude, shape) != 0
+        return None if per_input else self.product_step(at_most)
+
+    def product_step(self, at_most: int) -> int:
+        """`row_step` besides the magnitude."""
+        return at_most
+
+    @final
     def magnitude_rows(self, start: int, stop: int, shape: Shape) -> Tensor | None:
         """The magnitude's part for some output rows. Raises BadAdapter for one per input."""
         if self.magnitude is None:

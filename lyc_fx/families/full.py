@@ -36,6 +36,9 @@ class Full(Additive):
     def weight_shape(self) -> tuple[int, ...]:
         return tuple(self.diff.shape)
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> "Full":
         return Full(diff=self.diff[start:stop])
 

@@ -61,6 +61,9 @@ class GLoRA(Adapter):
         expect("b2.weight as a matrix", flat_shape(b2), (self.rank, inner * taps))
         expect_kernel("b2.weight", b2, shape)
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> "GLoRA":
         return replace(self, b2=self.b2[start:stop]) if self._old else replace(self, b1=self.b1[start:stop])
 

@@ -48,6 +48,9 @@ class IA3(Adapter):
         if self.on_input and (channels % inner or out % (channels // inner)):
             raise BadAdapter(f"weight has {channels} values, the layer {inner} input channels in each group")
 
+    def row_step(self, shape: Shape, at_most: int) -> int | None:
+        return None if self.on_input and self.weight.numel() != shape[1] else at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
         if not self.on_input:
             return replace(self, weight=self.weight.reshape(-1)[start:stop])

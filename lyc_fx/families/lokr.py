@@ -96,6 +96,11 @@ class LoKr(Decomposable):
             cut["w2_a"] = self.w2_a[first:last] if self.t2 is None else self.w2_a[:, first:last]
         return replace(self.with_factors(cut), magnitude=magnitude)
 
+    def product_step(self, at_most: int) -> int:
+        """Whole rows of w1, or a part of one that divides it."""
+        k = self._right_rows()
+        return at_most // k * k if k <= at_most else max(d for d in range(1, at_most + 1) if k % d == 0)
+
     def low_rank(self, shape: Shape) -> LoCon:
         """The same effect as LoCon, exactly: `w1 ⊗ (a @ b) = (w1 ⊗ a) @ (I ⊗ b)`, of rank m · r; in float64.
 

@@ -34,6 +34,9 @@ class Norm(Additive):
     def weight_shape(self) -> tuple[int, ...]:
         return tuple(self.difference.shape)
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> "Norm":
         return Norm(difference=self.difference[start:stop])
 

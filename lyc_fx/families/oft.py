@@ -33,6 +33,10 @@ class DiagOFT(Orthogonal):
         rotation = self.partial_rotation(weight.shape[0], strength).transpose(-1, -2)
         return (rotation @ weight.reshape([count, size, -1])).reshape(weight.shape)
 
+    def row_step(self, shape: Shape, at_most: int) -> int | None:
+        size = self.blocks.shape[1]
+        return None if self.alpha else max(1, at_most // size) * size
+
     def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
         """Whole blocks without a constraint, whose norm is taken over all of them, are apart from each other."""
         size = self.blocks.shape[1]
