@@ -124,6 +124,8 @@ def bind(
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
         for entry in adapters.entries:
             found = names.find(entry.module, entry.leaf)
+            if not found and entry.leaf == "bias" and entry.adapter.keeps_zero:
+                continue  # a module without bias: nothing is lost, and a lost module is known from its weight
             if not found:
                 lost.append((adapters, entry))
                 refused += [Unused(key, adapters.source, f"no such {entry.leaf} in the model") for key in entry.keys]

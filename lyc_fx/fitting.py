@@ -55,15 +55,17 @@ def placed(
             f"is for {' + '.join(piece.parameter for piece in pieces)} padded with zeros from {shape} to {entry.shape} "
             "(reshape_weight); lyc-fx does not change a model's shapes: use a base model of that shape"
         )
+    transposed = weights[pieces[0].parameter].transposed
+    oriented = entry.adapter.oriented(shape[::-1] if transposed else shape, transposed)
     try:
-        entry.adapter.fit(shape)
+        oriented.fit(shape)
     except BadAdapter as error:
         turned = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
         hint = "; it would fit the transpose: is the weight stored the other way round (--transposed)?"
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error
     for piece in pieces:
-        adapter = entry.adapter if piece.of is None else entry.adapter.rows(*piece.of, shape).compact()
+        adapter = oriented if piece.of is None else oriented.rows(*piece.of, shape).compact()
         made.append((piece, adapter))
     return made
 

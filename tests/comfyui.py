@@ -15,6 +15,8 @@ Factors = Mapping[str, Tensor]
 def patched(tensors: Factors, weight: Tensor) -> Tensor:
     """The weight with the patch that ComfyUI finds last, as its loader lets a later kind replace an earlier one."""
     f = {suffix: tensor.double() for suffix, tensor in tensors.items()}
+    if "set_weight" in f:
+        return f["set_weight"]
     if "diff" in f or "w_norm" in f:
         difference = f.get("diff", f.get("w_norm"))
         assert difference is not None

@@ -152,12 +152,73 @@ def _tlora(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tenso
     return w + (strength * (1.0 if not alpha else alpha / rank) * change).reshape(w.shape)
 
 
+def _experts(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
+    up, down = f["experts_up"], f["experts_down"]
+    order = "eoi" if tuple(shape[1:]) == (up.shape[1], down.shape[2]) else "eio"
+    return (alpha / up.shape[2] if alpha else 1.0) * torch.einsum(f"eor,eri->{order}", up, down)
+
+
+def _replace(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    return w + strength * (f["set_weight"] - w)
+
+
+def _gain(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    return w + strength * f["gain"] * w
+
+
+def _oft_input(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    blocks, terms = f["oft_R"], int(f["oft_terms"])
+    count, size, columns = len(blocks), blocks.shape[-1], w[0].numel()
+    identity, turns = torch.eye(size, dtype=torch.float64), []
+    for b in blocks:
+        q = b - b.t()
+        norm, bound = q.square().sum().sqrt(), (alpha or 0) / count**0.5
+        q = q * (bound / norm) if alpha and norm > bound else q
+        powers = [torch.linalg.matrix_power(q, k) for k in range(max(terms, 4))]
+        if terms == 0:
+            r = (identity - q) @ torch.linalg.inv(identity + q)
+        elif terms < 3:
+            r = identity + 2 * (terms - 1) * q
+        else:
+            last = max(terms - 1, 3)
+            r = identity + 2 * sum(powers[1:last]) + powers[last]
+        turns.append(identity + strength * (r - identity))
+    dense = torch.block_diag(*(turns if count > 1 else turns * (columns // size)))
+    return (w.flatten(1) @ dense.t()).reshape(w.shape)
+
+
+def _boft_input(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    stages, _, size, _ = f["boft_R"].shape
+    half, columns, identity = size // 2, w[0].numel(), torch.eye(size, dtype=torch.float64)
+    product = torch.eye(columns, dtype=torch.float64)
+    for stage in range(stages):
+        blocks = []
+        for b in f["boft_R"][stage]:
+            q = 0.5 * (b - b.t())
+            r = (identity - q) @ torch.linalg.inv(identity + q)
+            blocks.append(identity + strength * (r - identity))
+        order = list(range(columns))
+        if stage:  # even chunks of half a block come before odd ones, in each group of 2^(stage + 1)
+            span = 2 ** (stage + 1)
+            order = [
+                (group * span + chunk) * half + k
+                for group in range(columns // (span * half))
+                for chunk in (*range(0, span, 2), *range(1, span, 2))
+                for k in range(half)
+            ]
+        permutation = torch.eye(columns, dtype=torch.float64)[order]
+        product = permutation @ torch.block_diag(*blocks) @ permutation.t() @ product
+    rows = (w.flatten(1) @ product.t()).reshape(w.shape)
+    return torch.stack([row * (1 + strength * (g - 1)) for row, g in zip(rows, f["boft_s"].flatten(), strict=True)])
+
+
 ADDITIVE: dict[str, Callable[[Factors, float | None, tuple[int, ...]], Tensor]] = {
     "locon": _locon,
     "loha": _loha,
     "lokr": _lokr,
     "full": _full,
     "norm": _norm,
+    "experts": _experts,
 }
 BASED: dict[str, Callable[[Tensor, Factors, float | None, float], Tensor]] = {
     "ia3": _ia3,
@@ -165,4 +226,8 @@ BASED: dict[str, Callable[[Tensor, Factors, float | None, float], Tensor]] = {
     "diag-oft": _oft,
     "boft": _boft,
     "tlora": _tlora,
+    "replace": _replace,
+    "gain": _gain,
+    "oft-input": _oft_input,
+    "boft-input": _boft_input,
 }

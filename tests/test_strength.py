@@ -20,6 +20,7 @@ from lyc_fx.families.tlora import TLoRA
 from lyc_fx.stack import Adapters, Blocks
 
 CONV: Case = next(case for case in CASES if case.name == "conv2d-even")
+LINE: Case = next(case for case in CASES if case.name == "conv1d")
 LAST: Case = next(case for case in CASES if case.name == "layer-norm")
 
 
@@ -34,8 +35,8 @@ def on_both_roads(case: Case, adapters: Adapters, strength: float | Blocks = 1.0
 
 
 def made(variant: Variant, case: Case = CONV, seed: int = 0, alpha: float = 2.0) -> tuple[Adapter, Case]:
-    """An adapter of the variant for the case, or for a normalization layer if it is one of those."""
-    for each in (case, next(c for c in CASES if c.name == "linear"), LAST):
+    """An adapter of the variant for the case, or for another layer if it exists only there."""
+    for each in (case, next(c for c in CASES if c.name == "linear"), LINE, LAST):
         if (adapter := random_for(variant, each.logical, alpha=alpha, seed=seed, dtype=torch.float64)) is not None:
             return adapter, each
     raise AssertionError(variant)

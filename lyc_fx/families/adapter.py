@@ -37,6 +37,7 @@ class Adapter(ABC):
     - `bias_suffixes`: the same as `suffixes` where the adapter is one of a module's bias;
     - `scalars`: fields that are one number each, with their key suffix;
     - `vectors`: factors that may have fewer than two dimensions;
+    - `keeps_zero`: whether a vector of zeros stays one, so that a bias which the model does not have is no loss;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
     - `factor_shapes`, `fit` and `apply`.
     """
@@ -47,6 +48,7 @@ class Adapter(ABC):
     scalars: ClassVar[Mapping[str, str]] = {}
     vectors: ClassVar[frozenset[str]] = frozenset()
     alpha_bounds: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = False
     layouts: ClassVar[tuple[frozenset[str], ...]]
 
     alpha: float | None = None
@@ -64,6 +66,13 @@ class Adapter(ABC):
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         """`apply(weight, strength) - weight`, so that several adapters can be summed relative to the base."""
         return self.apply(weight, strength) - weight
+
+    def oriented(self, stored: Shape, transposed: bool) -> Self:
+        """This adapter with its factors for `(out, in)`, given the shape in which the model stores the weight.
+
+        `transposed` says that this is `(in, out)`. Factors lie `(out, in)` in nearly all families.
+        """
+        return self
 
     @classmethod
     @abstractmethod

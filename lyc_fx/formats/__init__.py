@@ -11,15 +11,15 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.comfyui import Comfyui
-from lyc_fx.formats.container import read_tensors, start_of
+from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
+from lyc_fx.formats.directory import configuration, tensors_of
 from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.nhwc import Nhwc, laid_out_so
 from lyc_fx.formats.peft import Peft
-from lyc_fx.formats.save import CONFIG, TENSORS, save
-from lyc_fx.formats.texts import LARGEST, configuration
+from lyc_fx.formats.save import save
 from lyc_fx.formats.xlabs import XLabs
 
 __all__ = ["FORMATS", "Contents", "Format", "load", "save", "writer"]
@@ -48,12 +48,13 @@ def load(
             raise BadAdapter(
                 f"<tensors>: {', '.join(odd[:3])}: every key must be a text, and every value a torch.Tensor"
             )
-        tensors, said = dict(source), Source("<tensors>", frozenset(source), config=config, layout=layout)
+        tensors = dict(source)
+        said = Source("<tensors>", frozenset(source), config=config, layout=layout, shapes=_shapes(tensors))
     else:
-        path = Path(source)
-        path = path / TENSORS if os.path.isfile(path / CONFIG) else path
+        path = tensors_of(Path(source))
         tensors, metadata = read_tensors(path)
-        said = Source(str(path), frozenset(tensors), metadata, config or _config(path.parent / CONFIG), layout)
+        beside = config or configuration(path)
+        said = Source(str(path), frozenset(tensors), metadata, beside, layout, _shapes(tensors))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
     unread, faults = [], []
@@ -95,5 +96,5 @@ def writer(name: str) -> Format:
     return _WRITERS[name]
 
 
-def _config(path: Path) -> Mapping[str, Any] | None:
-    return configuration(start_of(path, LARGEST + 1), str(path)) if os.path.isfile(path) else None
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

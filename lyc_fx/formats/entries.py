@@ -16,6 +16,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families import FAMILIES, Adapter
 from lyc_fx.families.adapter import number
 from lyc_fx.families.full import Full
+from lyc_fx.families.replace import Replace
 from lyc_fx.formats.layouts import computable
 
 _WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
@@ -25,6 +26,8 @@ _SPARSEST = 256
 """How many values of the dense difference there may be for each stored one (extraction keeps one in 50)"""
 _SPARSE = ("bias_indices", "bias_values", "bias_size")
 """What LyCORIS's extraction leaves of the weight's difference beside its low-rank part, as a sparse matrix."""
+_REPLACED = Replace.suffixes["value"]
+"""May stand beside a sum: an embedding that PEFT saves as a whole, and adapts as well."""
 SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
 """Every suffix that a module's tensors may have"""
 _BESIDE = {"alpha": "an alpha", "reshape_weight": "a reshape_weight"}
@@ -38,9 +41,12 @@ def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -
     """
     alpha = None if "alpha" not in group else _alpha(group["alpha"])
     made: list[tuple[str, Adapter, list[str]]] = []
-    own = [suffix for suffix in group if suffix in _WEIGHT]
+    own = [suffix for suffix in group if suffix in _WEIGHT and suffix != _REPLACED]
     if own:
         made.append(("weight", _family(own, group).read(group, alpha), own))
+    if _REPLACED in group:
+        _refuse_unsummable(made)
+        made.append(("weight", Replace.read(group, None if own else alpha), [_REPLACED]))
     for family in dict.fromkeys(_BIAS[suffix] for suffix in group if suffix in _BIAS):
         suffixes = [suffix for suffix in group if _BIAS.get(suffix) is family]
         made.append(("bias", family.read(group, suffixes=family.bias_suffixes), suffixes))
@@ -71,6 +77,13 @@ def _family(own: list[str], group: Mapping[str, Tensor]) -> type[Adapter]:
         raise BadAdapter(f"{', '.join(own)} without other factors is not complete")
     kind = "boft" if group["oft_blocks"].dim() == 4 else "diag-oft"
     return next(f for f in FAMILIES if f.name == kind)
+
+
+def _refuse_unsummable(made: list[tuple[str, Adapter, list[str]]]) -> None:
+    """Raise BadAdapter where a change was trained on a new weight and depends on its values."""
+    for _, adapter, _ in made:
+        if not adapter.additive:
+            raise BadAdapter(f"a new weight, and {adapter.name} {adapter.variant} on top of it: save them merged")
 
 
 def _dense(group: Mapping[str, Tensor]) -> Tensor:

@@ -32,6 +32,8 @@ class Source:
     """PEFT's `adapter_config.json`"""
     layout: Layout | None = None
     """What the caller says of it"""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of all tensors, by key"""
 
     @property
     def stated_layout(self) -> str | None:

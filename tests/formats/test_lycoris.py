@@ -26,7 +26,7 @@ def keys(module: str = "lycoris_fc") -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_round_trip(variant, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    shapes = ((15, 6, 3, 2), (20, 6), (9,))
+    shapes = ((15, 6, 3, 2), (20, 6), (9,), (4, 6, 3))
     adapter = next(a for s in shapes if (a := random_for(variant, s, dtype=torch.bfloat16)) is not None)
     path = tmp_path / "a.safetensors"
     save_file(Lycoris().write(one(adapter)).tensors, path, {"ss_network_module": "lycoris.kohya"})

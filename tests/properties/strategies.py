@@ -39,7 +39,7 @@ def layers_for(variant: Variant) -> st.SearchStrategy[Layer]:
     """Layers of the kinds that a variant exists for."""
     samples = {("linear", "addmm"): (12, 8), ("conv", "conv"): (12, 8, 1, 1), ("norm",): (12,)}
     kinds = [kinds for kinds, shape in samples.items() if random_for(variant, shape) is not None]
-    return layers(tuple(kind for group in kinds for kind in group))
+    return layers(tuple(kind for group in kinds for kind in group) or ("conv1d",))  # experts: three dimensions alone
 
 
 @st.composite
@@ -51,17 +51,17 @@ def layers(draw: st.DrawFn, kinds: tuple[str, ...]) -> Layer:
         channels = draw(st.integers(2, 9))
         norm = draw(st.sampled_from([nn.LayerNorm(channels), nn.RMSNorm(channels), nn.LayerNorm(channels, bias=False)]))
         return Layer(Layers(randomized(norm)).double(), (3, 4, channels), (True, draw(st.booleans()), False))
-    if kind != "conv":
+    if not kind.startswith("conv"):
         inner, out = draw(st.integers(1, 14)), draw(st.integers(1, 14))
         lead = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
         vary = draw(st.lists(st.booleans(), min_size=len(lead), max_size=len(lead)))
         layer = Conv1D(out, inner) if kind == "addmm" else nn.Linear(inner, out, bias=draw(st.booleans()))
         return Layer(Layers(layer).double(), (*lead, inner), (*vary, False), kind == "addmm")
-    return _conv(draw)
+    return _conv(draw, 1 if kind == "conv1d" else 3)
 
 
-def _conv(draw: st.DrawFn) -> Layer:
-    spatial, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+def _conv(draw: st.DrawFn, most: int) -> Layer:
+    spatial, groups = draw(st.integers(1, most)), draw(st.integers(1, 3))
     inner, out = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 4))
 
     def each(low: int, high: int) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ from lyc_fx.families.locon import LoCon
 
 STRENGTH = 0.7
 NAMES = ("q_proj", "k_proj", "v_proj")
-NEVER = {"tlora", "boft", "norm"}
-"""Families whose rows depend on each other in every layout, or that are for weights of one dimension"""
+NEVER = {"tlora", "boft", "norm", "gain", "experts"}
+"""Families whose rows depend on each other in every layout, or that are for weights of one or three dimensions"""
 
 
 class Apart(nn.Module):

@@ -98,7 +98,7 @@ def units_apart(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_low_precision_is_correctly_rounded_on_many_elements(variant, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    shapes = ((96, 60, 3, 3), (96, 60), (5000,))
+    shapes = ((96, 60, 3, 3), (96, 60), (5000,), (8, 60, 90))
     adapter, shape = next((a, s) for s in shapes if (a := random_for(variant, s, rank=8, alpha=3.0)) is not None)
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(torch.randn(shape).to(dtype) / 8)

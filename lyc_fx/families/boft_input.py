@@ -1,0 +1,87 @@
+"""BOFT on the input side: a butterfly of orthogonal blocks over input columns, and a factor per row (PEFT)."""
+
+from dataclasses import dataclass, replace
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.shapes import Shape, matrix_dims
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InputBOFT(Adapter):
+    """`W' = (1 + s (g - 1)) · W · Mᵀ` with `M = M_(m-1) ⋯ M_0` and g a factor per output row.
+
+    `M_i = P_i · diag(I + s (R_ij - I)) · P_iᵀ`, with `Q = (B - Bᵀ) / 2` and `R = (I - Q)(I + Q)⁻¹`. P_i puts the
+    chunks of b/2 columns in each group of 2^(i+1) chunks into the order 0, 2, 4 … 1, 3, 5 …: a block of stage i
+    mixes two chunks that are 2^i apart. P_0 changes nothing.
+    """
+
+    name = "boft-input"
+    suffixes = {"blocks": "boft_R", "gain": "boft_s"}
+    layouts = (frozenset({"blocks", "gain"}),)
+    vectors = frozenset({"gain"})
+
+    blocks: Tensor
+    """`(m, n, b, b)`, b even where m > 1: the generators B"""
+    gain: Tensor
+    """`(out)`, with any dimensions of size 1"""
+
+    @property
+    def rank(self) -> int:
+        """The block size."""
+        return self.blocks.shape[-1]
+
+    @property
+    def uses_alpha(self) -> bool:
+        return False
+
+    def fit(self, shape: Shape) -> None:
+        out, inner, taps = matrix_dims(shape)
+        blocks, columns = tuple(self.blocks.shape), inner * taps
+        if len(blocks) != 4 or blocks[2] != blocks[3] or blocks[1] * blocks[2] != columns:
+            raise BadAdapter(f"boft_R is {blocks}, the weight has {columns} input columns")
+        if blocks[0] > 1 and (blocks[2] % 2 or columns % (2 ** (blocks[0] - 1) * blocks[2])):
+            raise BadAdapter(f"boft_R is {blocks}: {columns} columns do not have so many stages")
+        if self.gain.numel() != out:
+            raise BadAdapter(f"boft_s is {tuple(self.gain.shape)}, the weight has {out} output rows")
+
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        stages, count, size, _ = self.blocks.shape
+        turn = self._partial_rotation(strength).transpose(-1, -2)
+        out, gain = weight.shape[0], 1 + strength * (self.gain.reshape([-1, 1]) - 1)
+        rows = weight.flatten(1) * gain
+        for stage in range(stages):
+            apart = 2**stage
+            # Columns (group, 2, apart, b/2) of the weight meet the blocks as (group, apart, 2, b/2).
+            chunked = [out, -1, 2, apart, size // 2] if apart > 1 else [out, -1, 1, 1, size]
+            blocked = rows.reshape(chunked).transpose(2, 3)
+            turned = blocked.reshape([out, count, size]).transpose(0, 1) @ turn[stage]  # (n, out, b)
+            rows = turned.transpose(0, 1).reshape(blocked.shape).transpose(2, 3).reshape(rows.shape)
+        return rows.reshape(weight.shape)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> Self:
+        return replace(self, gain=self.gain.reshape(-1)[start:stop])
+
+    def _partial_rotation(self, strength: Strength) -> Tensor:
+        skew = (self.blocks - self.blocks.transpose(-1, -2)) / 2
+        identity = torch.ones_like(skew[..., 0]).diag_embed()
+        rotation = torch.linalg.solve(identity + skew, identity - skew)
+        return identity + strength * (rotation - identity)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        out, inner, taps = matrix_dims(shape)
+        columns = inner * taps
+        sizes = [size for size in range(2, columns + 1) if columns % size == 0]
+        if not sizes:
+            raise BadAdapter("a rotation of columns needs more than one input column")
+        size = min(sizes, key=lambda each: abs(each - rank))
+        stages = 1
+        while size % 2 == 0 and columns % (2**stages * size) == 0:
+            stages += 1
+        return {"blocks": (stages, columns // size, size, size), "gain": (out, 1)}

@@ -1,0 +1,90 @@
+"""PEFT adapters: `base_model.model.<module>.<factor>`, with alpha in `adapter_config.json` beside the tensors.
+
+LORA (with DoRA, rslora, rank and alpha patterns, `lora_B.bias`, embeddings, attention, `target_parameters`), ADALORA,
+LOHA, LOKR, IA3, OFT and BOFT; with any of them whole modules and biases that were trained. What is on PEFT's list of
+known mistakes is read by the closed formula: LoKr with both factors full has scale 1.
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.adapters import AdapterSet
+from lyc_fx.errors import BadAdapter
+from lyc_fx.formats.format import Contents, Format, Source
+from lyc_fx.formats.layouts import alpha_of, computable, lycoris_layouts, rank_of
+from lyc_fx.formats.peft import experts, ia3, rotations
+from lyc_fx.formats.peft.keys import EMBEDDED, TOKENS, parse
+from lyc_fx.formats.peft.methods import refuse_unreadable
+from lyc_fx.formats.peft.write import contents
+from lyc_fx.formats.texts import real
+
+__all__ = ["Peft"]
+
+
+@final
+class Peft(Format):
+    """Keys as PEFT's `save_pretrained` and `get_peft_model_state_dict` write them."""
+
+    name = "peft"
+
+    def parse(self, key: str, source: Source) -> tuple[str, str] | None:
+        found = parse(key, source)
+        if found is not None and source.config is not None:
+            refuse_unreadable(source.name, source.config)
+        return found
+
+    def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+        config, full = source.config, dict(group)
+        if config is None:
+            raise BadAdapter("PEFT keeps alpha in adapter_config.json: load the directory that holds both files")
+        if TOKENS in full:
+            raise BadAdapter("trainable tokens are not read: save the embedding as a whole (modules_to_save)")
+        if "ia3_l" in full:
+            return full | ia3.read(module, full.pop("ia3_l"), config)
+        if "boft_R" in full:
+            return full
+        for suffix in rotations.PACKED:
+            if suffix in full:
+                return full | rotations.read(suffix, full.pop(suffix), config)
+        if experts.targeted(module, config):
+            return experts.read(module, full, source)
+        if EMBEDDED[0] in full:  # the weight of an embedding is (tokens, channels): ΔW = (B @ A)ᵀ
+            full["lora_up.weight"], full["lora_down.weight"] = (_turned(full, name) for name in EMBEDDED)
+            if "dora_scale" in full:  # one per channel, which is a column
+                full["dora_scale"] = full["dora_scale"].reshape(1, -1)
+        if "lora_E" in full:
+            return full | _adalora(full, full.pop("lora_E"), config)
+        inner = next((full[n] for n in ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if n in full), None)
+        if inner is not None:
+            full["alpha"] = torch.tensor(alpha_of(module, config, rank_of(inner)), dtype=torch.float64)
+        return lycoris_layouts(full)
+
+    def write(self, adapters: AdapterSet) -> Contents:
+        """Raises Unsupported, naming modules, for what one PEFT configuration cannot say."""
+        return contents(adapters)
+
+
+def _turned(group: dict[str, Tensor], name: str) -> Tensor:
+    factor = group.pop(name, None)
+    if factor is None or factor.dim() != 2:
+        raise BadAdapter(f"{name} is {'missing' if factor is None else f'{tuple(factor.shape)}, not a matrix'}")
+    return factor.t()
+
+
+def _adalora(full: Mapping[str, Tensor], values: Tensor, config: Mapping[str, object]) -> dict[str, Tensor]:
+    """`ΔW = B · diag(E) · A · alpha / (init_r + 1e-5)`: PEFT divides by the rank that training began with."""
+    down = full.get("lora_down.weight")
+    if down is None or not values.numel() or values.numel() != rank_of(down):
+        raise BadAdapter(f"lora_E is {tuple(values.shape)}, not one value for each row of lora_A")
+    rank, alpha = real(config.get("init_r") or 12, "init_r"), real(config.get("lora_alpha") or 0, "lora_alpha")
+    if rank <= 0:
+        raise BadAdapter(f"init_r is {rank:g}")
+    scale = (alpha if alpha > 0 else rank) / (rank + 1e-5)
+    return {
+        "lora_down.weight": computable(down, "lora_A")
+        * computable(values, "lora_E").reshape([-1, *(1 for _ in down.shape[1:])]),
+        "alpha": torch.tensor(scale * down.shape[0], dtype=torch.float64),
+    }
