@@ -64,6 +64,9 @@ class InputBOFT(Adapter):
             rows = turned.transpose(0, 1).reshape(blocked.shape).transpose(2, 3).reshape(rows.shape)
         return rows.reshape(weight.shape)
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return replace(self, gain=self.gain.reshape(-1)[start:stop])
 

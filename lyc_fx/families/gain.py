@@ -37,6 +37,9 @@ class Gain(Adapter):
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 + strength * self.gain)
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return replace(self, gain=self.gain[start:stop])
 

@@ -10,6 +10,9 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
 from lyc_fx.families.shapes import Shape, matrix_dims
 
+_MOST_TERMS = 100
+"""PEFT's default is 5; each costs a product of blocks"""
+
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,7 +55,7 @@ class InputOFT(Adapter):
         _, inner, taps = matrix_dims(shape)
         if self.blocks.dim() != 3 or self.blocks.shape[1] != self.blocks.shape[2]:
             raise BadAdapter(f"oft_R is {tuple(self.blocks.shape)}, not a list of square blocks")
-        if self.terms < 0 or self.terms % 1:
+        if self.terms not in range(_MOST_TERMS + 1):
             raise BadAdapter(f"oft_terms is {self.terms:g}, not a number of terms")
         count, size, _ = self.blocks.shape
         if inner * taps != count * size and (count > 1 or inner * taps % size):
@@ -64,6 +67,9 @@ class InputOFT(Adapter):
         turn = identity + strength * (rotation - identity)
         columns = weight.reshape([weight.shape[0], -1, self.blocks.shape[1]]).transpose(0, 1)  # (n, out, b)
         return (columns @ turn.transpose(-1, -2)).transpose(0, 1).reshape(weight.shape)
+
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
 
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return self

@@ -40,6 +40,9 @@ class Replace(Adapter):
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 - strength) + self.value * strength
 
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return replace(self, value=self.value[start:stop])
 
