@@ -1,28 +1,32 @@
-"""The checkpoint road: adapters folded into a safetensors file, without any model code."""
+"""The checkpoint road: adapters folded into safetensors files, without any model code."""
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, final
 
 import torch
-from torch import Tensor
 
+import lyc_fx
 from lyc_fx.binding import Binding, bind
-from lyc_fx.errors import Unsupported
+from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Convention
-from lyc_fx.files import STORED, replacing, write_safetensors
-from lyc_fx.fitting import Weight
+from lyc_fx.folding.base import Base, Part, based
+from lyc_fx.folding.header import Layout, laid_out
+from lyc_fx.folding.jobs import jobs
+from lyc_fx.folding.merger import Merger
+from lyc_fx.folding.output import written_to
+from lyc_fx.folding.run import Progress, read_back, run
 from lyc_fx.formats import load
-from lyc_fx.formats.container import opened
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
-from lyc_fx.stack import Adapters, Blocks, stacked
+from lyc_fx.stack import Adapters, Blocks, Stack, stacked
 
 Path_ = str | os.PathLike[str]
-Progress = Callable[[str, int], None]
-"""Called after each tensor with its name and size in bytes"""
+MEMORY = 512 * 2**20
+"""Bytes that blocks in work may need together"""
 
 
 def fold_checkpoint(
@@ -36,62 +40,107 @@ def fold_checkpoint(
     sequential: bool = False,
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
+    memory: int = MEMORY,
+    verify: bool = False,
+    resume: bool = False,
     progress: Progress = lambda name, size: None,
 ) -> Report:
-    """Fold adapters into a safetensors checkpoint: same keys, shapes, dtypes and metadata, merged weights.
+    """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights.
 
-    `adapters` is a file, what `load` returned, or a list of (adapters, strength) pairs; these, the strengths,
-    `convention` and `sequential` are as in `splice`. `transposed` lists fnmatch patterns of weights that are
-    stored `(in, out)` (Conv1D of GPT-2), and after a `!` of those that are not; only weights of whose orientation
-    the bias says nothing need one (`lyc_fx.orientation`). One tensor at a time is in memory. The output appears
-    under its name only when it is whole.
+    `base` is a safetensors file, an index of shards, or a folder of a model or a pipeline; then `out` is a new
+    folder, which gets the configurations and tokenizers as well. `adapters` is a file, what `load` returned, or a
+    list of (adapters, strength) pairs; these, the strengths, `convention` and `sequential` are as in `splice`.
+
+    `transposed` lists fnmatch patterns of weights that are stored `(in, out)` (Conv1D of GPT-2), and after a `!` of
+    those that are not; only weights of whose orientation the bias says nothing need one (`lyc_fx.orientation`).
+    `dtype` is another dtype for all floating tensors. `rounding="stochastic"` rounds to either neighbour, right on
+    average; what is drawn depends on `seed`.
+
+    Weights are read, merged and written in blocks by several threads; `memory` (bytes) bounds what the blocks need.
+    The bytes of the output do not depend on either. `verify` reads the output back from the disk. The metadata is
+    kept, and says what was folded in (`lyc_fx.fold`: digests, strengths, version).
+
+    The output appears under its name only when it is whole. `resume` (for folders) keeps the shards that were done
+    when it is interrupted, and goes on from there. Under torchrun each rank takes its share of the shards.
 
     Raises BadFile, BadAdapter and Unsupported (a packed dtype, or a scaled one); then there is no output, and an
     older file of that name is as it was.
     """
+    if rounding not in ("nearest", "stochastic"):
+        raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
     if isinstance(adapters, (str, os.PathLike)):
         adapters = load(adapters)
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
-    with ExitStack() as resources:
-        source = resources.enter_context(opened(base))
-        names = list(source.offset_keys())
-        patterns = tuple(transposed)
-        weights = oriented({name: _described(source, name) for name in names}, patterns)
-        binding = bind(stack, weights, strict=strict)
-        refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
-        inputs = [base, *(part.adapters.source for part in stack.parts)]
-        target = resources.enter_context(replacing(out, inputs))
-        layout = {name: (weights[name].dtype, weights[name].shape) for name in names}
-        with target.open("wb") as file:
-            notes: list[str] = []
-            tensors = _folded(source, names, binding, weights, compute, progress, notes)
-            write_safetensors(file, layout, tensors, source.metadata() or {})
-    return replace(binding.report, notes=tuple(notes))
+    source = based(base)
+    patterns = tuple(transposed)
+    weights = oriented(source.weights(), patterns)
+    binding = bind(stack, weights, strict=strict)
+    refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
+    merger = Merger(binding, weights, compute, seed if rounding == "stochastic" else None)
+    fold = Fold(source, merger, dtype, _provenance(stack), memory, verify)
+    inputs = [base, *(part.adapters.source for part in stack.parts)]
+    written_to(Path(out), fold, inputs, resume=resume, progress=progress)
+    return replace(binding.report, notes=(*_notes(source), *merger.notes))
 
 
-def _described(source: Any, name: str) -> Weight:
-    part = source.get_slice(name)
-    shape = tuple(part.get_shape())
-    code = part.get_dtype()
-    if code not in STORED:
-        raise Unsupported(f"{name} is stored as {code}, which lyc-fx cannot copy")
-    return Weight(shape, STORED[code])
+@final
+@dataclass(frozen=True)
+class Fold:
+    """All that is to be written, apart from where."""
+
+    base: Base
+    merger: Merger
+    dtype: torch.dtype | None
+    provenance: dict[str, str]
+    memory: int
+    verify: bool
+
+    @property
+    def binding(self) -> Binding:
+        return self.merger.binding
+
+    def layout(self, part: Part) -> Layout:
+        """Of the output's file."""
+        wanted = self.dtype
+        dtypes = {
+            t.name: wanted if wanted is not None and t.dtype.is_floating_point else t.dtype for t in part.layout.tensors
+        }
+        return laid_out(part.layout.tensors, dtypes, dict(part.metadata) | self.provenance)
+
+    def write(self, part: Part, target: Path, progress: Progress) -> None:
+        """Write the merged copy of one file."""
+        layout = self.layout(part)
+        with target.open("r+b") as file:
+            if hasattr(os, "posix_fallocate") and layout.bytes:
+                os.posix_fallocate(file.fileno(), 0, layout.bytes)  # a full disk is found out now
+            file.write(layout.header)
+        blocks = {t.name: self.merger.blocks(part.prefix + t.name) for t in part.layout.tensors}
+        work = jobs(part.layout, layout, {name: rows for name, rows in blocks.items() if rows is not None})
+        merge = self.merger.of(part.prefix)
+        done = run(part.path, target, work, merge, memory=self.memory, progress=progress, checksums=self.verify)
+        if self.verify:
+            with target.open("rb") as file:
+                os.fsync(file.fileno())
+            read_back(target, done)
 
 
-def _folded(
-    source: Any,
-    names: Iterable[str],
-    binding: Binding,
-    weights: Mapping[str, Weight],
-    compute: torch.dtype | None,
-    progress: Progress,
-    notes: list[str],
-) -> Iterator[tuple[str, Tensor]]:
-    for name in names:
-        tensor = source.get_tensor(name)
-        if binding.active(name):
-            turned = weights[name].transposed
-            notes += binding.doubts(name, tensor, transposed=turned)
-            tensor = binding.merged(name, tensor, transposed=turned, compute=compute)
-        yield name, tensor
-        progress(name, tensor.numel() * tensor.element_size())
+def _provenance(stack: Stack) -> dict[str, str]:
+    """What the output's metadata says of the fold."""
+    folded = [
+        {
+            "file": Path(part.adapters.source).name,
+            "sha256": part.adapters.digest,
+            "strength": part.strength,
+            **({"blocks": [dict(each) for each in part.blocks]} if part.blocks else {}),
+        }
+        for part in (stack.parts[i] for i in stack.order())
+    ]
+    said = {"adapters": folded, "sequential": stack.sequential, "version": lyc_fx.__version__}
+    return {"lyc_fx.fold": json.dumps(said, sort_keys=True)}
+
+
+def _notes(base: Base) -> list[str]:
+    return [f"{path} was left out: it holds weights without the adapters" for path in base.left]

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from lyc_fx.errors import BadFile
 
-_SAFETENSORS = {
+CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.complex64: "C64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.float8_e8m0fnu: "F8_E8M0",
 }  # fmt: skip
-
-STORED = {code: dtype for dtype, code in _SAFETENSORS.items()}
+"""What safetensors calls a dtype"""
+STORED = {code: dtype for dtype, code in CODES.items()}
 """The dtypes that a safetensors header may name, but for the packed ones (F4, F6)"""
 
 
@@ -78,7 +78,7 @@ def write_safetensors(
     for name, (dtype, shape) in layout.items():
         size = torch.Size(shape).numel() * dtype.itemsize
         header[name] = {
-            "dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [position, position + size],
+            "dtype": CODES[dtype], "shape": list(shape), "data_offsets": [position, position + size],
         }  # fmt: skip
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

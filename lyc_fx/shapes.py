@@ -2,14 +2,10 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import nn
 
-from lyc_fx.errors import BadFile
-from lyc_fx.fitting import Weight
-from lyc_fx.formats.container import opened
+from lyc_fx.folding.base import based
 from lyc_fx.orientation import oriented
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -28,27 +24,7 @@ def shapes_of(model: Like) -> dict[str, tuple[int, ...]]:
         return dict(model)
     if isinstance(model, nn.Module):
         return {name: _logical(model, name, tuple(value.shape)) for name, value in model.state_dict().items()}
-    path = Path(model)
-    if not path.is_dir():
-        return _in_file(path)
-    own = sorted(path.glob("*.safetensors"))
-    if own:
-        return {name: shape for file in own for name, shape in _in_file(file).items()}
-    found = {
-        f"{file.parent.name}.{name}": shape
-        for file in sorted(path.glob("*/*.safetensors"))
-        for name, shape in _in_file(file).items()
-    }
-    if not found:
-        raise BadFile(f"{path}: no .safetensors file is in this folder, or in one below it")
-    return found
-
-
-def _in_file(path: Path) -> dict[str, tuple[int, ...]]:
-    with opened(path) as source:
-        stored = {name: tuple(source.get_slice(name).get_shape()) for name in source.keys()}
-    weights = oriented({name: Weight(shape, torch.float32) for name, shape in stored.items()}, ())
-    return {name: weight.logical for name, weight in weights.items()}
+    return {name: weight.logical for name, weight in oriented(based(model).weights(), ()).items()}
 
 
 def _logical(model: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

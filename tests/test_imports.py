@@ -29,7 +29,7 @@ MAY: dict[str, set[str]] = {
     "binding": {"adapters", "errors", "families", "fitting", "naming", "report", "stack", "unmatched"},
     "formats": {"adapters", "errors", "families", "files", "formats"},
     "convert": {"adapters", "convert", "errors", "families", "fitting", "formats", "naming", "shapes"},
-    "shapes": {"errors", "fitting", "formats", "orientation"},
+    "shapes": {"folding", "orientation"},
     "coverage": {"adapters", "errors", "fitting", "naming", "report", "shapes"},
     "capture": {"capture", "errors", "layers", "program"},
     "chains": {"chains", "layers", "program", "rewrite"},
@@ -38,7 +38,8 @@ MAY: dict[str, set[str]] = {
     "slots": {"fitting", "errors", "layers", "program"},
     "live": LOW | {"binding", "families", "slots", "stack"},
     "orientation": {"errors", "fitting"},
-    "checkpoint": LOW | {"binding", "fitting", "families", "formats", "orientation", "stack"},
+    "folding": LOW | {"binding", "checkpoint", "families", "fitting", "folding", "formats"},
+    "checkpoint": LOW | {"binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
 }
 
 

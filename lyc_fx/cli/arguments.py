@@ -15,6 +15,23 @@ class Convention(Enum):
     lycoris = "lycoris"
 
 
+class DType(Enum):
+    """Dtypes of weights as choices on the command line."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float8_e4m3fn = "float8_e4m3fn"
+    float8_e5m2 = "float8_e5m2"
+
+
+class Rounding(Enum):
+    """How results are rounded, as a choice on the command line."""
+
+    nearest = "nearest"
+    stochastic = "stochastic"
+
+
 def parse_block(text: str) -> tuple[str, float]:
     """`*attn1*=0.5` → its pattern and factor. Raises BadParameter."""
     pattern, _, number = text.rpartition("=")

@@ -1,6 +1,7 @@
 """`lyc-fx fold`: adapters into a checkpoint."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from lyc_fx.cli.arguments import Convention, Wanted, parse_block
+from lyc_fx.cli.arguments import Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 
 if TYPE_CHECKING:
@@ -22,12 +23,16 @@ _NAMED = 5
 
 
 def command(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint, a .safetensors file.")],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="The checkpoint: a .safetensors file, or the folder of a model.")
+    ],
     adapters: Annotated[
         list[str],
         typer.Argument(metavar="ADAPTER[@STRENGTH]...", help="Adapter files; a.safetensors@0.5 has half its effect."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Where the merged checkpoint goes.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="Where the merged one goes; for a folder a new folder.")
+    ],
     strength: Annotated[float, typer.Option(metavar="FACTOR", help="Multiplies the strength of every adapter.")] = 1.0,
     strict: Annotated[
         bool, typer.Option("--strict/--no-strict", help="Whether a key that finds no weight is an error.")
@@ -52,18 +57,37 @@ def command(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Weights stored (in, out), as in GPT-2's Conv1D; !PATTERN: not."),
     ] = None,
+    dtype: Annotated[DType | None, typer.Option(help="Another dtype for all weights; else each keeps its own.")] = None,
+    rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or to either neighbour by chance.")] = (
+        Rounding.nearest
+    ),
+    seed: Annotated[int, typer.Option(help="Of --rounding stochastic.")] = 0,
+    memory: Annotated[int, typer.Option(metavar="MIB", min=1, help="MiB that blocks in work may need together.")] = 512,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the output back from the disk, and compare.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a folder: keep finished shards when interrupted, and go on from them.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what each key would change, or why nothing (see coverage).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights."""
     wanted = [Wanted.parse(text) for text in adapters]
     blocks = dict(parse_block(text) for text in block or [])
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # under torchrun the first rank speaks for all
     started = perf_counter()
     with working("loading the adapters", quiet=quiet):
+        import torch
+
         from lyc_fx import fold_checkpoint
 
         stack = _load(wanted, only or [], exclude or [])
-    size = base.stat().st_size if base.is_file() else None
+    if dry_run:
+        _only_say(base, [file for file, _ in stack], as_json)
+        return
+    size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress:
         report = fold_checkpoint(
             base,
@@ -74,17 +98,39 @@ def command(
             convention=convention.value,
             sequential=sequential,
             transposed=transposed or (),
+            dtype=None if dtype is None else getattr(torch, dtype.value),
+            rounding=rounding.value,
+            seed=seed,
+            memory=memory * 2**20,
+            verify=verify,
+            resume=resume,
             progress=progress,
         )
     seconds = perf_counter() - started
-    if as_json:
-        facts = {"output": str(out), "bytes": out.stat().st_size, "seconds": round(seconds, 3)}
+    if as_json and not int(os.environ.get("RANK", "0")):
+        facts = {"output": str(out), "bytes": _bytes(out), "seconds": round(seconds, 3)}
         typer.echo(json.dumps(facts | report.to_dict(), indent=1))
     elif not quiet:
         typer.echo(_summary(report))
-        typer.echo(f"wrote {out} ({decimal(out.stat().st_size)}) in {seconds:.1f} s")
+        typer.echo(f"wrote {out} ({decimal(_bytes(out) or 0)}) in {seconds:.1f} s")
     if not quiet:
         _warn(report)
+
+
+def _bytes(path: Path) -> int | None:
+    """Of a file, or of the weights in a folder; None where it is not there."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+    return path.stat().st_size if path.is_file() else None
+
+
+def _only_say(base: Path, adapters: "Sequence[AdapterSet]", as_json: bool) -> None:
+    from lyc_fx import coverage
+
+    found = coverage(adapters, base)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    if not found.complete:
+        raise typer.Exit(1)
 
 
 def _load(wanted: Sequence[Wanted], only: Sequence[str], exclude: Sequence[str]) -> list[tuple["AdapterSet", float]]:

@@ -18,6 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+_SHOWN = 32
+"""Letters of a weight's name that are shown: its end"""
 _DELAY = 1.0
 """Seconds before anything is shown"""
 
@@ -37,7 +39,11 @@ def counting_bytes(text: str, total: int | None, *, quiet: bool = False) -> Iter
         quiet, _text(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     ) as progress:
         task = progress.add_task(text, total=total)
-        yield lambda name, size: progress.advance(task, size)
+
+        def done(name: str, size: int) -> None:
+            progress.update(task, advance=size, description=f"{text} {name[-_SHOWN:]:{_SHOWN}}")
+
+        yield done
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from math import prod
 from lyc_fx.families.merged import Change
 from lyc_fx.families.shapes import Shape
 
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 """Elements of a block: a constant, so that results do not depend on memory or threads."""
 Rows = tuple[int, int]
 
@@ -17,8 +17,8 @@ def row_blocks(shape: Shape, stack: Sequence[Change]) -> list[Rows]:
     height = shape[0] if shape else 1
     whole = [(0, height)]
     at_most = max(1, BLOCK // max(1, prod(shape[1:])))
-    if height <= at_most or not stack:
-        return whole if height <= at_most else _cut(0, height, at_most)
+    if height <= at_most:
+        return whole
     bounds = sorted({0, height, *(bound for change in stack for bound in change.rows or ())})
     found: list[Rows] = []
     for start, stop in itertools.pairwise(bounds):

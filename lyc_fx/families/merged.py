@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.rounding import Rounding, nearest
 
 
 class Change(NamedTuple):
@@ -35,13 +36,16 @@ def merged(
     transposed: bool = False,
     compute: torch.dtype | None = None,
     sequential: bool = False,
+    result: torch.dtype | None = None,
+    rounding: Rounding = nearest,
 ) -> Tensor:
     """`round(W + Σ change_i(W, strength_i))`: every change relative to the base, one rounding at the end.
 
     `sequential`: each adapter is applied to what the ones before it left, still with one rounding at the end.
 
     `transposed` is for weights that are stored `(in, out)`, as in Conv1D of GPT-2. `compute` (default
-    `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape and dtype.
+    `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape, and its dtype or
+    `result`.
     """
     dtype = compute or compute_dtype(weight.device)
     if not dtype.is_floating_point:
@@ -57,7 +61,7 @@ def merged(
             part = part + ready.change(_rows(base, rows), strength)
         total = part if rows is None else total.slice_scatter(part, 0, *rows)
     total = total.t() if transposed else total
-    return total if weight.dtype == dtype else total.to(weight.dtype)
+    return rounding(total, result or weight.dtype)
 
 
 def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
@@ -66,6 +70,8 @@ def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
 
 def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
     """Raise BadAdapter where a weight had finite values that are none after a merge."""
+    if bool(torch.isfinite(after.sum(dtype=torch.float32) if after.dtype.itemsize > 1 else after.float().sum())):
+        return  # a sum with an infinite term is none: nearly always enough, and quick
     lost = int((_finite(before) & ~_finite(after)).sum())
     if lost:
         raise BadAdapter(

@@ -34,7 +34,12 @@ def test_fold_merges_what_the_adapter_names_and_copies_the_rest(files, lyc) -> N
     for name in ("fc.bias", "steps"):
         assert torch.equal(after[name], before[name])
     with safe_open(files.out, "pt") as file:
-        assert file.metadata() == {"format": "pt", "made_by": "a test"}
+        metadata = file.metadata()
+    said_of_it = json.loads(metadata.pop("lyc_fx.fold"))
+    assert metadata == {"format": "pt", "made_by": "a test"}
+    digest = lyc_fx.load(files.locon).digest
+    assert said_of_it["adapters"] == [{"file": files.locon.name, "sha256": digest, "strength": 1.0}]
+    assert said_of_it["version"] == lyc_fx.__version__
     assert said.out.splitlines()[0] == "2 adapters on 2 weights: 2 locon"
     assert said.out.splitlines()[1].startswith(f"wrote {files.out} ({decimal(files.out.stat().st_size)}) in ")
 

@@ -69,10 +69,20 @@ def _linked(files) -> Path:
 _UP = "lycoris_fc.lora_up.weight"
 _NAN = torch.full((6, 2), float("nan"))
 
+
+def _empty(files) -> Path:  # type: ignore[no-untyped-def]
+    (files.folder / "empty").mkdir(exist_ok=True)
+    return files.folder / "empty"
+
+
 CASES: dict[str, tuple[Spoil, int, list[str]]] = {
     "no such base": (lambda f: _fold(f.folder / "nope.st", f.locon, f.out), 1, ["nope.st: there is no such file"]),
     "no such adapter": (lambda f: _fold(f.base, f.folder / "nope.st", f.out), 1, ["nope.st: there is no such file"]),
-    "base is a directory": (lambda f: _fold(f.folder, f.locon, f.out), 1, ["is a directory"]),
+    "base is an empty directory": (
+        lambda f: _fold(_empty(f), f.locon, f.out),
+        1,
+        ["empty: no .safetensors file is in this folder"],
+    ),
     "output is a directory": (lambda f: _fold(f.base, f.locon, f.folder), 1, ["is a directory; name the output file"]),
     "output in no directory": (
         lambda f: _fold(f.base, f.locon, f.folder / "no" / "out.st"),
@@ -189,13 +199,13 @@ def test_errors(files, lyc, name: str) -> None:
     ids=["full disk", "broken disk", "memory", "torch's memory", "Ctrl-C"],
 )
 def test_failures_while_writing(files, lyc, monkeypatch, error: BaseException, message: str) -> None:
-    original = lyc_fx.checkpoint.write_safetensors
+    original = lyc_fx.checkpoint.run
 
-    def failing(file, layout, tensors, metadata):
-        original(file, layout, tensors, metadata)
+    def failing(*arguments, **options):
+        original(*arguments, **options)
         raise error
 
-    monkeypatch.setattr(lyc_fx.checkpoint, "write_safetensors", failing)
+    monkeypatch.setattr(lyc_fx.checkpoint, "run", failing)
     files.out.write_bytes(b"an older file")
     before = files.held()
     said = lyc("fold", files.base, files.locon, "-o", files.out)

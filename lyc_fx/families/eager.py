@@ -1,0 +1,40 @@
+"""`merged` on values, with the sums in place: the same operations in the same order, and so the same bits.
+
+A fresh tensor of a block's size costs more than the arithmetic on it. (`merged` itself is what graphs are traced
+from, where everything must be functional.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lyc_fx.families.adapter import Additive
+from lyc_fx.families.merged import Change, compute_dtype, merged
+from lyc_fx.families.rounding import Rounding, nearest
+
+
+def merged_rows(
+    rows: Tensor,
+    stack: Sequence[Change],
+    *,
+    compute: torch.dtype | None = None,
+    sequential: bool = False,
+    result: torch.dtype | None = None,
+    rounding: Rounding = nearest,
+) -> Tensor:
+    """`merged(rows, stack, …)` for a weight that is stored `(out, in)`."""
+    dtype = compute or compute_dtype(rows.device)
+    sums = [change for change in stack if isinstance(change.adapter, Additive) and change.adapter.additive]
+    if len(sums) < len(stack) or any(change.rows for change in stack):
+        options = {"compute": compute, "sequential": sequential, "result": result, "rounding": rounding}
+        return merged(rows, stack, **options)  # type: ignore[arg-type]
+    total = rows.to(dtype, copy=True)
+    for adapter, strength, _ in sums:
+        ready = adapter.to(dtype)
+        assert isinstance(ready, Additive)
+        product = ready.product(rows.shape)
+        own = all(product.data_ptr() != factor.data_ptr() for factor in ready.factors().values())
+        scale = strength * ready.scale
+        total += product.mul_(scale) if own else product * scale
+    return rounding(total, result or rows.dtype)

@@ -1,0 +1,88 @@
+"""Where the tensors of a safetensors file lie, and where those of its merged copy will."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import final
+
+import torch
+
+from lyc_fx.errors import Unsupported
+from lyc_fx.files import CODES, STORED
+from lyc_fx.formats.container import opened
+
+
+@final
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file"""
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row: an index of the first dimension."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """A file: its header's bytes, and its tensors in the order of their data."""
+
+    header: bytes
+    tensors: tuple[Stored, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole file."""
+        return max((t.start + t.bytes for t in self.tensors), default=len(self.header))
+
+
+def read(path: Path) -> tuple[Layout, dict[str, str]]:
+    """The layout of a file, and its metadata. Raises BadFile; Unsupported for a dtype that cannot be copied."""
+    with opened(path) as source:  # it has checked offsets, shapes and dtypes
+        metadata = dict(source.metadata() or {})
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length)
+    entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+    for name, entry in entries.items():
+        if entry["dtype"] not in STORED:
+            raise Unsupported(f"{path}: {name} is stored as {entry['dtype']}, which lyc-fx cannot copy")
+    found = [
+        Stored(name, STORED[e["dtype"]], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+        for name, e in entries.items()
+    ]
+    return Layout(length.to_bytes(8, "little") + text, tuple(sorted(found, key=lambda t: (t.start, t.name)))), metadata
+
+
+def laid_out(tensors: Iterable[Stored], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]) -> Layout:
+    """A file with the same tensors in the same order, in these dtypes; the header is padded to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position, starts = 0, []
+    for tensor in tensors:
+        dtype = dtypes[tensor.name]
+        size = prod(tensor.shape) * dtype.itemsize
+        header[tensor.name] = {
+            "dtype": CODES[dtype], "shape": list(tensor.shape), "data_offsets": [position, position + size],
+        }  # fmt: skip
+        starts.append(position)
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    placed = tuple(
+        Stored(t.name, dtypes[t.name], t.shape, first + start) for t, start in zip(tensors, starts, strict=True)
+    )
+    return Layout(len(text).to_bytes(8, "little") + text, placed)

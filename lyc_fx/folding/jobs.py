@@ -1,0 +1,79 @@
+"""The jobs that make a merged copy of a file: each writes one stretch of the output, in whatever order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from lyc_fx.families.blocks import row_blocks
+from lyc_fx.folding.header import Layout, Stored
+
+COPIED = 1 << 24
+"""Bytes that are copied at once"""
+
+
+@final
+@dataclass(frozen=True)
+class Copy:
+    """Bytes as they are."""
+
+    source: int
+    target: int
+    size: int
+    name: str
+    """Of the last tensor in them, for the progress"""
+
+
+@final
+@dataclass(frozen=True)
+class Compute:
+    """Rows of a tensor, merged, or in another dtype."""
+
+    source: Stored
+    target: Stored
+    rows: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output."""
+        return (self.rows[1] - self.rows[0]) * self.target.row_bytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.rows == (0, height(self.source))
+
+
+def height(tensor: Stored) -> int:
+    """Rows of a tensor; a number has one."""
+    return tensor.shape[0] if tensor.shape else 1
+
+
+def jobs(source: Layout, target: Layout, blocks: dict[str, list[tuple[int, int]]]) -> Iterator[Copy | Compute]:
+    """Every byte of the output's data once. `blocks` are the rows of those that are computed; the rest is copied."""
+    run: Copy | None = None
+    for old, new in zip(source.tensors, target.tensors, strict=True):
+        wanted = blocks.get(old.name)
+        if wanted is None and old.dtype != new.dtype:
+            wanted = row_blocks(old.shape, [])
+        if wanted is None:
+            if run is not None and run.source + run.size == old.start and run.target + run.size == new.start:
+                run = Copy(run.source, run.target, run.size + old.bytes, old.name)
+            else:
+                yield from _pieces(run)
+                run = Copy(old.start, new.start, old.bytes, old.name)
+            continue
+        yield from _pieces(run)
+        run = None
+        yield from (Compute(old, new, rows) for rows in wanted)
+    yield from _pieces(run)
+
+
+def _pieces(run: Copy | None) -> Iterator[Copy]:
+    """A long stretch in parts."""
+    for first in range(0, run.size if run else 0, COPIED):
+        assert run is not None
+        yield Copy(run.source + first, run.target + first, min(COPIED, run.size - first), run.name)

@@ -1,0 +1,92 @@
+"""What is done to the rows of a tensor: the families' formula, with factors that are prepared once per weight."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.binding import Binding
+from lyc_fx.families import Change, compute_dtype, merged, refuse_overflow
+from lyc_fx.families.blocks import BLOCK, on_rows, row_blocks
+from lyc_fx.families.eager import merged_rows
+from lyc_fx.families.rounding import Rounding, Stochastic, nearest
+from lyc_fx.fitting import Weight
+from lyc_fx.folding.jobs import Compute
+
+Seed = int | None
+
+
+@final
+@dataclass
+class Merger:
+    """The merge of every weight of one binding."""
+
+    binding: Binding
+    weights: Mapping[str, Weight]
+    compute: torch.dtype | None = None
+    seed: Seed = None
+    """Of stochastic rounding; None rounds to the nearest"""
+    notes: list[str] = field(default_factory=list)
+    _ready: dict[str, list[Change]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def blocks(self, name: str) -> list[tuple[int, int]] | None:
+        """The rows in which a weight is merged; None where it has no adapter. Stored `(in, out)`, it is whole."""
+        changes = self._changes(name)
+        weight = self.weights[name]
+        if not changes:
+            return None
+        if weight.transposed:
+            return [(0, weight.shape[0])]
+        return row_blocks(weight.shape, changes)
+
+    def _changes(self, name: str) -> list[Change]:
+        return [bound.change(torch.device("cpu")) for bound in self.binding.active(name)]
+
+    def _prepared(self, name: str) -> list[Change]:
+        """A weight's changes; small factors already in the dtype of sums."""
+        with self._lock:
+            if name not in self._ready:
+                while len(self._ready) > 2 * (os.cpu_count() or 1):
+                    self._ready.pop(next(iter(self._ready)))
+                self._ready[name] = [self._in_dtype(change) for change in self._changes(name)]
+            return self._ready[name]
+
+    def _in_dtype(self, change: Change) -> Change:
+        dtype = self.compute or compute_dtype(torch.device("cpu"))
+        small = sum(factor.numel() for factor in change.adapter.factors().values()) <= 4 * BLOCK
+        return change._replace(adapter=change.adapter.to(dtype)) if small else change
+
+    def of(self, prefix: str) -> Callable[[Compute, Tensor], Tensor]:
+        """The merge of one file's tensors, whose names have a prefix in the binding."""
+        return lambda job, rows: self.rows(prefix + job.name, job, rows)
+
+    def rows(self, name: str, job: Compute, rows: Tensor) -> Tensor:
+        """Some rows of a tensor, as they are written."""
+        weight = self.weights[name]
+        changes = self._prepared(name) if self.binding.active(name) else []
+        if changes and job.whole:
+            self.notes += self.binding.doubts(name, rows, transposed=weight.transposed)
+        part = changes if job.whole else on_rows(changes, *job.rows, weight.shape)
+        rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
+        sequential, dtype = self.binding.sequential, job.target.dtype
+        if weight.transposed:
+            result = merged(
+                rows,
+                part,
+                transposed=True,
+                compute=self.compute,
+                sequential=sequential,
+                result=dtype,
+                rounding=rounding,
+            )
+        else:
+            result = merged_rows(
+                rows, part, compute=self.compute, sequential=sequential, result=dtype, rounding=rounding
+            )
+        refuse_overflow(name, rows, result)
+        return result

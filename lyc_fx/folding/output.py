@@ -1,0 +1,156 @@
+"""Where the merged copies go: one file, or a folder that appears when it is whole."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lyc_fx.errors import BadFile
+from lyc_fx.files import replacing
+from lyc_fx.folding.ranks import Ranks, ranks
+from lyc_fx.folding.run import Progress
+
+if TYPE_CHECKING:
+    from lyc_fx.checkpoint import Fold
+
+Path_ = str | os.PathLike[str]
+_FINGERPRINT = ".fold.json"
+
+
+def written_to(target: Path, fold: "Fold", inputs: Iterable[Path_], *, resume: bool, progress: Progress) -> None:
+    """Write a fold. Under torchrun every rank calls this; when one fails, all do, and nothing is left.
+
+    Raises BadFile where the target cannot be written, or is an input.
+    """
+    with ranks() as all_:
+        if not fold.base.folder:
+            if resume:
+                raise BadFile("--resume is for folders of shards: a single file is written anew")
+            with all_.together():
+                if all_.first:
+                    with replacing(target, inputs) as part:
+                        fold.write(fold.base.parts[0], part, progress)
+            return
+        _folder(target, fold, all_, resume=resume, progress=progress)
+
+
+def _folder(target: Path, fold: "Fold", all_: Ranks, *, resume: bool, progress: Progress) -> None:
+    with all_.together():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BadFile(f"{target}: exists; the output of a folder is a new one: name another")
+        if target.resolve() == fold.base.root.resolve() or fold.base.root.resolve() in target.resolve().parents:
+            raise BadFile(f"{target}: lies in the base; name another output")
+    fingerprint = _fingerprint(fold)
+    work = Path(all_.said(lambda: str(_workspace(target, fingerprint, resume=resume))))
+    done = False
+    try:
+        with all_.together(), locked(work, alone=resume and all_.first):
+            for part in all_.share(fold.base.parts, lambda p: p.layout.bytes):
+                shard = work / part.inside
+                if shard.exists():  # of the run that is resumed: it was renamed when it was whole
+                    progress(part.prefix, part.layout.bytes)
+                    continue
+                shard.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(shard) as file:
+                    fold.write(part, file, progress)
+        with all_.together():
+            if all_.first:
+                _carry(fold, work)
+                (work / _FINGERPRINT).unlink()
+                _finish(work, target)
+        done = True
+    finally:
+        if all_.first and not done and not resume:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _workspace(target: Path, fingerprint: str, *, resume: bool) -> Path:
+    """The folder that will become the output: one of its own, or that of the run that is resumed."""
+    parent = target.absolute().parent
+    try:
+        if not resume:
+            work = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=parent))
+        else:
+            work = parent / f".{target.name[:40]}.resume"
+            work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
+    mark = work / _FINGERPRINT
+    if mark.exists() and mark.read_text() != fingerprint:
+        raise BadFile(f"{work}: holds another fold that was not finished; remove it, or finish that one first")
+    mark.write_text(fingerprint)
+    return work
+
+
+def _fingerprint(fold: "Fold") -> str:
+    """What two runs must have in common to be one."""
+    parts = [
+        (
+            str(part.inside),
+            part.path.stat().st_size,
+            part.path.stat().st_mtime_ns,
+            hashlib.sha256(part.layout.header).hexdigest(),
+        )
+        for part in fold.base.parts
+    ]
+    return json.dumps([fold.provenance, str(fold.dtype), str(fold.merger.compute), fold.merger.seed, parts])
+
+
+def _carry(fold: "Fold", work: Path) -> None:
+    """Configurations, tokenizers and indices."""
+    for inside in fold.base.carried:
+        (work / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(fold.base.root / inside, work / inside)
+        if inside.name.endswith(".safetensors.index.json") and fold.dtype is not None:
+            _resize(work / inside, fold, inside.parent)
+
+
+def _resize(index: Path, fold: "Fold", folder: Path) -> None:
+    """An index says how many bytes its tensors have."""
+    content = json.loads(index.read_text())
+    shards = [part for part in fold.base.parts if part.inside.parent == folder]
+    total = sum(tensor.bytes for part in shards for tensor in fold.layout(part).tensors)
+    content["metadata"] = {**content.get("metadata", {}), "total_size": total}
+    index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _finish(work: Path, target: Path) -> None:
+    work.chmod(0o755)
+    for remains in work.rglob(".*.part"):  # of a run that was killed
+        remains.unlink()
+    for file in work.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    try:
+        work.replace(target)
+    except OSError as error:
+        raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(work: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a folder against other processes that would resume the same fold. Raises BadFile where one has it."""
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        if alone:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BadFile(f"{work}: another fold is at work there") from error
+    finally:
+        os.close(handle)

@@ -1,0 +1,37 @@
+"""Rounding: to the nearest, and to either neighbour by chance; values beyond the range are never clipped."""
+
+import pytest
+import torch
+
+from lyc_fx.families.rounding import Stochastic, nearest
+
+DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stochastic_rounding_takes_a_neighbour_and_is_right_on_average(dtype: torch.dtype) -> None:
+    values = torch.randn(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    given = Stochastic(1, "a weight 0")(values, dtype).double()
+    limits = torch.finfo(dtype)
+    error, unit = given - values, values.abs() * limits.eps + limits.smallest_normal * limits.eps
+    assert bool((error.abs() <= unit).all()), "one of the two neighbours"
+    assert 0.2 < float((given != nearest(values, dtype).double()).double().mean()) < 0.3, "a quarter is not the nearest"
+    assert abs(float((error / unit).mean())) < 5 * float((error / unit).std()) / values.numel() ** 0.5
+    exact = nearest(values, dtype).double()
+    assert torch.equal(Stochastic(1, "a weight 0")(exact, dtype).double(), exact), "what is representable stays"
+
+
+def test_the_draw_depends_on_seed_and_place_alone() -> None:
+    values = torch.randn(1000, dtype=torch.float64)
+    once = Stochastic(1, "w 0")(values, torch.bfloat16)
+    assert torch.equal(once, Stochastic(1, "w 0")(values, torch.bfloat16))
+    assert not torch.equal(once, Stochastic(2, "w 0")(values, torch.bfloat16))
+    assert not torch.equal(once, Stochastic(1, "w 8")(values, torch.bfloat16))
+
+
+@pytest.mark.parametrize("rounding", [nearest, Stochastic(0, "w")], ids=["nearest", "stochastic"])
+def test_float8_is_not_clipped(rounding) -> None:  # type: ignore[no-untyped-def]
+    values = torch.tensor([447.0, -448.0, 470.0, -1e6, 3.0], dtype=torch.float64)
+    assert torch.isfinite(rounding(values, torch.float8_e4m3fn).float()).tolist() == [True, True, False, False, True]
+    large = torch.tensor([57344.0, 70000.0], dtype=torch.float64)
+    assert torch.isfinite(rounding(large, torch.float8_e5m2).float()).tolist() == [True, False]
