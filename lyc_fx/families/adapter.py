@@ -232,6 +232,10 @@ class Additive(Adapter):
     def product(self, shape: Shape) -> Tensor:
         """The product of the factors before scale and strength, in the weight's shape."""
 
+    def add_to(self, total: Tensor, factor: float) -> None:
+        """`total += factor · product`, in place; it may round otherwise in the last bit than `apply`."""
+        total.add_(self.product(total.shape), alpha=factor)
+
     @property
     def additive(self) -> bool:
         return True

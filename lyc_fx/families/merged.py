@@ -70,14 +70,20 @@ def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
 
 def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
     """Raise BadAdapter where a weight had finite values that are none after a merge."""
-    if bool(torch.isfinite(after.sum(dtype=torch.float32) if after.dtype.itemsize > 1 else after.float().sum())):
-        return  # a sum with an infinite term is none: nearly always enough, and quick
+    if bool(torch.isfinite(_sum(after))):
+        return  # a sum with an infinite term is infinite or NaN: nearly always enough, and quick
     lost = int((_finite(before) & ~_finite(after)).sum())
     if lost:
         raise BadAdapter(
             f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
             f"±{torch.finfo(after.dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
         )
+
+
+def _sum(values: Tensor) -> Tensor:
+    if values.dtype.itemsize == 1:
+        return values.float().sum()
+    return values.sum(dtype=torch.float32 if values.dtype == torch.float16 else None)
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import local
+from threading import Event, Thread, local
 from typing import Any, final
 
 import torch
@@ -21,6 +21,8 @@ Merge = Callable[[Compute, Tensor], Tensor]
 """The rows of a tensor as they are stored → as they are written"""
 Progress = Callable[[str, int], None]
 """Called after each job with the tensor's name and the bytes written"""
+_PAUSE = 0.5
+"""Seconds between two writings to the disk"""
 _MARGIN = 12
 """Bytes of working memory for each byte of a block in float64: the block, its product, its sum and so on"""
 
@@ -32,6 +34,25 @@ class Written:
 
     checksums: dict[int, tuple[int, int]] = field(default_factory=dict)
     """First byte → size and CRC-32"""
+
+
+@contextmanager
+def flushing(file: int) -> Iterator[None]:
+    """Meanwhile, let the disk write what it has: at the end little is left to wait for."""
+    done = Event()
+
+    def flush() -> None:
+        while not done.wait(_PAUSE):
+            with suppress(OSError):  # the last fsync says what is wrong
+                os.fdatasync(file)
+
+    thread = Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager
@@ -60,7 +81,7 @@ def run(
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
     written = Written()
-    with open(source, "rb") as old, open(target, "r+b") as new, one_thread_each(), kept():
+    with open(source, "rb") as old, open(target, "r+b") as new, one_thread_each(), kept(), flushing(new.fileno()):
         hand = _Hand(old.fileno(), new.fileno(), merge, written if checksums else None)
         threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool:
