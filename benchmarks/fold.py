@@ -94,8 +94,11 @@ def _report(chosen: argparse.Namespace, size: str, results: Results, elsewhere: 
     }
     print("\n".join(f"{name}: {value}" for name, value in setting.items()))
     print("adapters: " + "; ".join(TITLES[kind] for kind in results) + "\n")
-    print("\n".join(table(tables.rows(results))) + "\n")
-    print("\n".join(table(tables.verdicts(results))) + "\n")
+    print("\n".join(table(tables.rows(results))))
+    print(tables.sampled(results))
+    if size == "small":
+        print("at this size the seconds are those of start-up: no verdict on them")
+    print("\n" + "\n".join(table(tables.verdicts(results, timed=size == "full"))) + "\n")
     for kind, who in elsewhere.items():
         ours, there = results[kind][OURS].anonymous / 2**20, who[OURS].anonymous / 2**20
         smaller = base.total("short") / 1e9

@@ -31,15 +31,23 @@ def _row(kind: str, who: str, result: Result, others: dict[str, Result]) -> dict
     }
 
 
-def verdicts(results: Results) -> list[dict[str, str]]:
-    """What was asked, what was measured, and whether that is it."""
+def sampled(results: Results) -> str:
+    checks = [each.check for who in results.values() for each in who.values() if each.check]
+    if not checks:
+        return "no output was compared"
+    few, many = min(check.elements for check in checks), max(check.layers for check in checks)
+    return f"each output was compared in {few / 1e6:.1f} million elements, on {many} layers"
+
+
+def verdicts(results: Results, *, timed: bool) -> list[dict[str, str]]:
+    """What was asked, what was measured, and whether that is it; `timed`: the seconds too."""
     lines = []
     for kind, who in results.items():
         ours, check = who[OURS], who[OURS].check
         copies, faster = _ratio(ours.wall, who[COPY].wall), _ratio(who[LYCORIS].wall, ours.wall)
-        if kind in COPIES:
+        if timed and kind in COPIES:
             lines.append(_verdict(kind, "wall ÷ (cp + fsync)", f"≤ {COPIES[kind]}", copies, copies, COPIES[kind]))
-        if faster is not None:
+        if timed and faster is not None:
             lines.append(_verdict(kind, "faster than LyCORIS", f"≥ {FASTER:.0f} ×", faster, -faster, -FASTER))
         mebibytes = ours.anonymous / 2**20
         lines.append(_verdict(kind, "anonymous MiB", "≤ 1024", mebibytes, ours.anonymous, MEMORY))
