@@ -95,6 +95,7 @@ def _report(chosen: argparse.Namespace, size: str, results: Results, elsewhere: 
     print("\n".join(f"{name}: {value}" for name, value in setting.items()))
     print("adapters: " + "; ".join(TITLES[kind] for kind in results) + "\n")
     print("\n".join(table(tables.rows(results))))
+    print(tables.copies(results))
     print(tables.sampled(results))
     if size == "small":
         print("at this size the seconds are those of start-up: no verdict on them")

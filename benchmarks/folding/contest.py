@@ -72,7 +72,7 @@ class Contest:
         return refused
 
     def hold(self, refused: dict[str, str], say: Say) -> Results:
-        """Round by round, adapter by adapter, so that each lyc-fx run has a copy right before it."""
+        """Round by round, adapter by adapter, so that copies are spread over the whole time."""
         results: Results = {kind: defaultdict(Result) for kind in self.kinds}
         for turn in range(max(self.rounds, self.peer_rounds)):
             for kind in self.kinds:
