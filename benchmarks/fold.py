@@ -98,7 +98,7 @@ def _report(chosen: argparse.Namespace, size: str, results: Results, elsewhere: 
     print(tables.copies(results))
     print(tables.sampled(results))
     if size == "small":
-        print("at this size the seconds are those of start-up: no verdict on them")
+        print("the limits on seconds are meant for the full size: no verdict on them here")
     print("\n" + "\n".join(table(tables.verdicts(results, timed=size == "full"))) + "\n")
     for kind, who in elsewhere.items():
         ours, there = results[kind][OURS].anonymous / 2**20, who[OURS].anonymous / 2**20
