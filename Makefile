@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo clean
+.PHONY: help test demo bench-fold clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,6 +17,9 @@ test: .venv/.test  ## ruff, mypy, pytest
 
 demo: .venv/.demo  ## the main job on a real model with a real adapter
 	$(BIN)/lyc-fx demo
+
+bench-fold: .venv/.test  ## fold at SDXL size beside cp, LyCORIS and PEFT (ARGS=--small: a quick look)
+	$(BIN)/python benchmarks/fold.py $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf .venv
