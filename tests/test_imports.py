@@ -26,7 +26,8 @@ MAY: dict[str, set[str]] = {
     "stack": {"adapters", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
     "unmatched": {"adapters", "naming"},
-    "binding": {"adapters", "errors", "families", "fitting", "naming", "report", "stack", "unmatched"},
+    "blockwise": {"families"},
+    "binding": {"adapters", "blockwise", "errors", "families", "fitting", "naming", "report", "stack", "unmatched"},
     "formats": {"adapters", "errors", "families", "files", "formats"},
     "convert": {"adapters", "convert", "errors", "families", "fitting", "formats", "naming", "shapes"},
     "shapes": {"errors", "fitting", "formats", "orientation"},
@@ -36,7 +37,7 @@ MAY: dict[str, set[str]] = {
     "passes": LOW | {"adapters", "binding", "fitting", "chains", "families", "pipeline", "stack"},
     "pipeline": {"errors", "program", "verify"},
     "slots": {"fitting", "errors", "layers", "program"},
-    "live": LOW | {"binding", "families", "slots", "stack"},
+    "live": LOW | {"binding", "blockwise", "families", "slots", "stack"},
     "orientation": {"errors", "fitting"},
     "checkpoint": LOW | {"binding", "fitting", "families", "formats", "orientation", "stack"},
 }

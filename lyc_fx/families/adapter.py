@@ -146,7 +146,10 @@ class Adapter(ABC):
         return strength == 0
 
     def doubt(self, weight: Tensor) -> str | None:
-        """Why this may not be the base weight that the adapter was trained on; None where nothing says so."""
+        """Why this may not be the base weight that the adapter was trained on; None where nothing says so.
+
+        Weight and factors have the dtypes in which they are stored.
+        """
         return None
 
     @classmethod

@@ -66,12 +66,28 @@ def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
 
 def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
     """Raise BadAdapter where a weight had finite values that are none after a merge."""
-    lost = int((_finite(before) & ~_finite(after)).sum())
+    refuse_lost(name, overflowed(before, after), after)
+
+
+def overflowed(before: Tensor, after: Tensor) -> int:
+    """How many finite values of a weight are none after a merge."""
+    return 0 if _all_finite(after) else int((_finite(before) & ~_finite(after)).sum())
+
+
+def refuse_lost(name: str, lost: int, after: Tensor) -> None:
+    """Raise BadAdapter where values were lost to overflow."""
     if lost:
         raise BadAdapter(
             f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
             f"±{torch.finfo(after.dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
         )
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """One pass without a temporary: the extremes are NaN where a value is."""
+    if tensor.dtype.itemsize == 1 or not tensor.numel():
+        return bool(_finite(tensor).all())
+    return all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
 
 
 def _finite(tensor: Tensor) -> Tensor:
