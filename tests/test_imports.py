@@ -38,6 +38,8 @@ MAY: dict[str, set[str]] = {
     "pipeline": {"errors", "program", "verify"},
     "slots": {"fitting", "errors", "layers", "program"},
     "live": LOW | {"binding", "blockwise", "families", "slots", "stack"},
+    "stores": {"errors", "formats"},
+    "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores"},
     "orientation": {"errors", "fitting"},
     "checkpoint": LOW | {"binding", "fitting", "families", "formats", "orientation", "stack"},
 }
