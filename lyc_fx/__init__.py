@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from lyc_fx.report import Report
     from lyc_fx.roads import fold, lower, report, splice
     from lyc_fx.show import show
+    from lyc_fx.swap import Live, live
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "Plan", "Report", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint", "history",
-    "load", "lower", "merge", "report", "show", "splice",
+    "AdapterSet", "Live", "Plan", "Report", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint",
+    "history", "live", "load", "lower", "merge", "report", "show", "splice",
 ]  # fmt: skip
 
 _HOMES = {
-    "AdapterSet": "adapters", "Plan": "plan", "Report": "report", "capture": "capture", "convert": "convert",
-    "coverage": "coverage", "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint",
-    "history": "program", "load": "formats", "lower": "roads", "merge": "live", "report": "roads", "show": "show",
-    "splice": "roads",
+    "AdapterSet": "adapters", "Live": "swap", "Plan": "plan", "Report": "report", "capture": "capture",
+    "convert": "convert", "coverage": "coverage", "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint",
+    "history": "program", "live": "swap", "load": "formats", "lower": "roads", "merge": "live", "report": "roads",
+    "show": "show", "splice": "roads",
 }  # fmt: skip
 
 

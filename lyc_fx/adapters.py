@@ -72,6 +72,8 @@ class AdapterSet:
 
     def in_convention(self, convention: Convention) -> Self:
         """The same adapters with another meaning of strengths between 0 and 1."""
+        if all(entry.adapter.convention == convention for entry in self.entries):
+            return self  # which knows its digest
         changed = [replace(e, adapter=replace(e.adapter, convention=convention)) for e in self.entries]
         return replace(self, entries=tuple(changed))
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.blockwise import Run, merged_into
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter, Change, merged, refuse_overflow
+from lyc_fx.families import Adapter, Change, merged, refuse_lost, refuse_overflow
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
@@ -76,14 +77,35 @@ class Binding:
         refuse_overflow(target, weight, result)
         return result
 
+    def fill(
+        self,
+        target: str,
+        weight: Tensor,
+        out: Tensor,
+        run: Run,
+        *,
+        transposed: bool,
+        compute: torch.dtype | None = None,
+    ) -> None:
+        """`merged` into a tensor of the weight's shape, block by block; it may be the weight itself.
+
+        Raises BadAdapter where the result overflows: then `out` holds it all the same.
+        """
+        changes = [bound.change(out.device) for bound in self.active(target)]
+        with _solvable(target):
+            lost = merged_into(
+                weight, changes, out, run, transposed=transposed, compute=compute, sequential=self.sequential
+            )
+        refuse_lost(target, lost, out)
+
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """What speaks against this weight as the base of its adapters."""
-        base = (weight.t() if transposed else weight).to(torch.float32)
+        base = weight.t() if transposed else weight
         found = []
         for bound in self.active(target):
             own = base if bound.rows is None else base[slice(*bound.rows)]
             with _solvable(target):
-                found.append(bound.adapter.to_device(weight.device).to(torch.float32).doubt(own))
+                found.append(bound.adapter.to_device(weight.device).doubt(own))
         return [f"{target}: {doubt}" for doubt in found if doubt is not None]
 
 

@@ -2,18 +2,20 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from lyc_fx.binding import bind
+from lyc_fx.binding import Binding, bind
+from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention
 from lyc_fx.program import facts, module_aliases, uncompiled
 from lyc_fx.report import Report
-from lyc_fx.slots import slots
-from lyc_fx.stack import Adapters, Blocks, stacked
+from lyc_fx.slots import Slot, slots
+from lyc_fx.stack import Adapters, Blocks, Stack, stacked
 
 
 @torch.inference_mode(False)  # a new parameter must not be an inference tensor
@@ -33,14 +35,29 @@ def merge(
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
     dtype than float64). Everything is checked before anything is changed, and where a merge fails all the same
     (or is interrupted) the model is as it was, to the bit: until the end, a copy of each changed weight is kept on
-    the CPU. A weight that shares memory with another one gets its own, and the report says so. Adapters,
-    strengths, `convention` and `sequential` are as in `splice`.
+    the CPU. Besides these copies, a merge needs memory for some blocks of one weight (a weight whose rows depend on
+    each other, as under OFT, is one block). A weight that shares memory with another one gets its own, and the
+    report says so. Adapters, strengths, `convention` and `sequential` are as in `splice`.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, or naming a merged weight that
     overflows; Unsupported for a captured program, and for weights on the meta device or computed in a way that
     cannot give the merged weight.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
+    found, binding = bound(model, stack, strict=strict)
+    notes = []
+    with ExitStack() as undo, threads() as run:
+        for name in filter(binding.active, binding.targets):
+            slot = found[name]
+            notes += binding.doubts(name, slot.read(), transposed=slot.transposed)
+            slot.write(partial(binding.fill, name, run=run, transposed=slot.transposed, compute=compute), undo)
+            notes += [slot.note] if slot.note is not None else []
+        undo.pop_all()
+    return replace(binding.report, notes=tuple(notes))
+
+
+def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Slot], Binding]:
+    """The weights of a model by name, and what a stack does to them. Raises as `merge`."""
     model = uncompiled(model)
     if isinstance(model, GraphModule) and facts(model).keys:
         raise Unsupported(
@@ -52,13 +69,4 @@ def merge(
     empty = [name for name in binding.targets if found[name].read().is_meta]
     if empty:
         raise Unsupported(f"{empty[0]} is on the meta device: load the model's weights before merging")
-    notes = []
-    with ExitStack() as undo:
-        for name in binding.targets:
-            if binding.active(name):
-                slot, weight = found[name], found[name].read()
-                notes += binding.doubts(name, weight, transposed=slot.transposed)
-                slot.write(binding.merged(name, weight, transposed=slot.transposed, compute=compute), undo)
-                notes += [slot.note] if slot.note is not None else []
-        undo.pop_all()
-    return replace(binding.report, notes=tuple(notes))
+    return found, binding

@@ -16,6 +16,9 @@ from lyc_fx.fitting import Weight
 from lyc_fx.layers import weight_norm_parts
 from lyc_fx.program import aliases, module_aliases, tensors
 
+Fill = Callable[[Tensor, Tensor], None]
+"""Computes a new weight from the first tensor into the second; both may be the same one"""
+
 
 @final
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Slot:
     """One weight of a model."""
 
     read: Callable[[], Tensor]
-    write: Callable[[Tensor, ExitStack], None]
+    write: Callable[[Fill, ExitStack], None]
     """Replaces the weight; on the stack goes what gives the old one back, to the bit"""
     transposed: bool = False
     note: str | None = None
     """What to tell the user when the weight is replaced"""
+    obstacle: str | None = None
+    """Why the tensor that `read` gives cannot be overwritten where it lies; None where it can"""
 
     @property
     def weight(self) -> Weight:
@@ -58,29 +63,43 @@ def _stored(module: nn.Module, name: str, others: list[str]) -> Slot:
     leaf = name.rpartition(".")[2]
     table: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
 
-    def write(value: Tensor, undo: ExitStack) -> None:
+    obstacle: str | None = None
+    if others:
+        obstacle = f"is tied to {', '.join(others)}"
+    elif _overlaps_itself(table[leaf]):
+        obstacle = "has elements that are one number in memory"
+
+    def write(fill: Fill, undo: ExitStack) -> None:
         old: Tensor = table[leaf]
-        if not others and not _overlaps_itself(old):
-            _overwrite(old, value, undo)
+        if obstacle is None:
+            preserved(old, undo)
+            fill(old, old)
             return
         undo.callback(operator.setitem, table, leaf, old)
-        value = value.contiguous()
+        value = _filled(fill, old)
         table[leaf] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
 
     transposed = leaf == "weight" and type(module).__name__ == "Conv1D"
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
-    return Slot(lambda: table[leaf], write, transposed, note)
+    return Slot(lambda: table[leaf], write, transposed, note, obstacle)
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A copy where there is most room: the accelerator may have none."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _weight_norm(module: nn.Module, hook: WeightNorm) -> Slot:
     """Old-style weight norm, which computes the weight anew before each call."""
 
-    def write(value: Tensor, undo: ExitStack) -> None:
-        direction, magnitude = weight_norm_parts(value, hook.dim)
-        _overwrite(module.get_parameter(f"{hook.name}_v"), direction, undo)
-        _overwrite(module.get_parameter(f"{hook.name}_g"), magnitude, undo)
+    def write(fill: Fill, undo: ExitStack) -> None:
+        parts = weight_norm_parts(_filled(fill, hook.compute_weight(module)), hook.dim)
+        for suffix, part in zip("vg", parts, strict=True):
+            tensor = module.get_parameter(f"{hook.name}_{suffix}")
+            preserved(tensor, undo)
+            overwrite(tensor, part)
 
-    return Slot(lambda: hook.compute_weight(module), write)
+    return Slot(lambda: hook.compute_weight(module), write, obstacle="is computed by weight norm")
 
 
 def _parametrized(module: nn.Module, name: str) -> Slot:
@@ -91,12 +110,13 @@ def _parametrized(module: nn.Module, name: str) -> Slot:
         with _evaluating(chain):
             return chain()
 
-    def write(value: Tensor, undo: ExitStack) -> None:
+    def write(fill: Fill, undo: ExitStack) -> None:
+        value = _filled(fill, read())
         tables: list[dict[str, Any]] = [t for each in chain.modules() for t in (each._parameters, each._buffers)]
         for table in tables:
             for key, old in table.items():
                 if old is not None:  # an inverse may write to a tensor, or put another one in its place
-                    undo.callback(_copy, old, old.to("cpu", copy=True))
+                    preserved(old, undo)
                     undo.callback(operator.setitem, table, key, old)
         refusal = Unsupported(
             f"{name} is computed by {_kinds(chain)}, which cannot give the merged weight; make it a plain one: "
@@ -110,7 +130,7 @@ def _parametrized(module: nn.Module, name: str) -> Slot:
         if not (read() - value).norm() <= 4 * torch.finfo(value.dtype).eps * value.norm():
             raise refusal
 
-    return Slot(read, write)
+    return Slot(read, write, obstacle=f"is computed by {_kinds(chain)}")
 
 
 def _kinds(chain: nn.Module) -> str:
@@ -130,12 +150,19 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             each.training = True
 
 
-def _overwrite(tensor: Tensor, value: Tensor, undo: ExitStack) -> None:
-    undo.callback(_copy, tensor, tensor.to("cpu", copy=True))  # the accelerator may have no room for it
-    _copy(tensor, value)
+def _filled(fill: Fill, old: Tensor) -> Tensor:
+    value = torch.empty_like(old, memory_format=torch.contiguous_format)
+    fill(old, value)
+    return value
 
 
-def _copy(tensor: Tensor, value: Tensor) -> None:
+def preserved(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = on_cpu) -> None:
+    """Put on the stack what gives a tensor its values back, from a copy."""
+    undo.callback(overwrite, tensor, keep(tensor))
+
+
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """Copy values into a tensor of any mode."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # one may be written in its own mode only
         tensor.copy_(value)
 

@@ -7,7 +7,7 @@ from pkgutil import iter_modules
 import torch
 
 from lyc_fx.families.adapter import Adapter, Additive, Convention, Strength
-from lyc_fx.families.merged import Change, compute_dtype, merged, refuse_overflow
+from lyc_fx.families.merged import Change, compute_dtype, merged, overflowed, refuse_lost, refuse_overflow
 from lyc_fx.families.shapes import Shape
 
 __all__ = [
@@ -20,7 +20,9 @@ __all__ = [
     "Strength",
     "compute_dtype",
     "merged",
+    "overflowed",
     "random_adapter",
+    "refuse_lost",
     "refuse_overflow",
 ]
 

@@ -146,7 +146,10 @@ class Adapter(ABC):
         return strength == 0
 
     def doubt(self, weight: Tensor) -> str | None:
-        """Why this may not be the base weight that the adapter was trained on; None where nothing says so."""
+        """Why this may not be the base weight that the adapter was trained on; None where nothing says so.
+
+        Weight and factors have the dtypes in which they are stored.
+        """
         return None
 
     @classmethod
@@ -231,10 +234,6 @@ class Additive(Adapter):
     @abstractmethod
     def product(self, shape: Shape) -> Tensor:
         """The product of the factors before scale and strength, in the weight's shape."""
-
-    def add_to(self, total: Tensor, factor: float) -> None:
-        """`total += factor · product`, in place; it may round otherwise in the last bit than `apply`."""
-        total.add_(self.product(total.shape), alpha=factor)
 
     @property
     def additive(self) -> bool:

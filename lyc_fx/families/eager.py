@@ -1,5 +1,4 @@
-"""`merged` on values, with the sums in place. For weights of more than 16 bits the operations and their order are
-the same, and so are the bits; for others the sums may differ in the last bit of float64.
+"""`merged` on values, with the sums in place: the same operations in the same order, and so the same bits.
 
 A fresh tensor of a block's size costs more than the arithmetic on it. (`merged` itself is what graphs are traced
 from, where everything must be functional.)
@@ -35,11 +34,6 @@ def merged_rows(
         ready = adapter.to(dtype)
         assert isinstance(ready, Additive)
         scale = strength * ready.scale
-        if rows.dtype.itemsize <= 2 and isinstance(
-            scale, float
-        ):  # the last bit of the sums is far below such a dtype's
-            ready.add_to(total, scale)
-            continue
         product = ready.product(rows.shape)
         own = all(product.data_ptr() != factor.data_ptr() for factor in ready.factors().values())
         total += product.mul_(scale) if own else product * scale

@@ -74,12 +74,6 @@ class LoCon(Decomposable):
             return low_rank(self.up, self.down, shape)
         return tucker(self.mid, matrix(self.up), matrix(self.down))
 
-    def add_to(self, total: Tensor, factor: float) -> None:
-        if self.mid is None:
-            total.view(total.shape[0], -1).addmm_(matrix(self.up), matrix(self.down), alpha=factor)
-        else:
-            super().add_to(total, factor)
-
     def low_rank(self, shape: Shape) -> "LoCon":
         if self.mid is None:
             return self

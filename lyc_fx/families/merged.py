@@ -70,9 +70,16 @@ def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
 
 def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
     """Raise BadAdapter where a weight had finite values that are none after a merge."""
-    if bool(torch.isfinite(_sum(after))):
-        return  # a sum with an infinite term is infinite or NaN: nearly always enough, and quick
-    lost = int((_finite(before) & ~_finite(after)).sum())
+    refuse_lost(name, overflowed(before, after), after)
+
+
+def overflowed(before: Tensor, after: Tensor) -> int:
+    """How many finite values of a weight are none after a merge."""
+    return 0 if _all_finite(after) else int((_finite(before) & ~_finite(after)).sum())
+
+
+def refuse_lost(name: str, lost: int, after: Tensor) -> None:
+    """Raise BadAdapter where values were lost to overflow."""
     if lost:
         raise BadAdapter(
             f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
@@ -80,10 +87,11 @@ def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
         )
 
 
-def _sum(values: Tensor) -> Tensor:
-    if values.dtype.itemsize == 1:
-        return values.float().sum()
-    return values.sum(dtype=torch.float32 if values.dtype == torch.float16 else None)
+def _all_finite(tensor: Tensor) -> bool:
+    """One pass without a temporary: a sum with an infinite term is infinite or NaN. A false alarm costs time only."""
+    if tensor.dtype.itemsize == 1 or not tensor.numel():
+        return bool(_finite(tensor).all())
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32 if tensor.dtype == torch.float16 else None)))
 
 
 def _finite(tensor: Tensor) -> Tensor:

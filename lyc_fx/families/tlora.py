@@ -59,8 +59,8 @@ class TLoRA(Adapter):
 
     def doubt(self, weight: Tensor) -> str | None:
         """Training starts from Q = Q₀: where Q has left that space for the most part, the base is another."""
-        base = torch.linalg.svd(matrix(weight), full_matrices=False)[2][: self.rank]
-        own = torch.linalg.qr(matrix(self.q).t())[0]
+        base = torch.linalg.svd(matrix(weight).to(torch.float32), full_matrices=False)[2][: self.rank]
+        own = torch.linalg.qr(matrix(self.q).to(torch.float32).t())[0]
         overlap = float((base @ own).square().sum() / self.rank)
         if overlap >= _OVERLAP:
             return None

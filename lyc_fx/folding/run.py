@@ -13,9 +13,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lyc_fx.allocator import kept
 from lyc_fx.errors import BadFile
 from lyc_fx.folding.jobs import Compute, Copy
-from lyc_fx.folding.memory import kept
 
 Merge = Callable[[Compute, Tensor], Tensor]
 """The rows of a tensor as they are stored → as they are written"""

@@ -1,0 +1,77 @@
+"""A weight merged block by block: the same numbers as the whole, whatever the number of threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from nets import VARIANTS, Variant, random_for, variant_id
+from torch import Tensor
+
+from lyc_fx.blockwise import merged_into, threads
+from lyc_fx.families import Change, blocks, merged
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(blocks, "BLOCK", 100)
+    yield
+
+
+def changes(variant: Variant, shape: tuple[int, ...]) -> list[Change]:
+    made = [random_for(variant, shape, rank=2, seed=seed, alpha=0.0) for seed in range(2)]
+    return [Change(adapter, 0.6) for adapter in made if adapter is not None]
+
+
+def base(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("shape", [(36, 10), (12, 4, 3, 3), (40,)])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_blocks_give_the_whole(variant: Variant, shape: tuple[int, ...], sequential: bool) -> None:
+    stack = changes(variant, shape)
+    if not stack:
+        pytest.skip("no such variant for this shape")
+    weight = base(shape, torch.float64)
+    wanted = merged(weight, stack, sequential=sequential)
+    out = torch.empty_like(weight)
+    assert merged_into(weight, stack, out, sequential=sequential) == 0
+    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
+    in_place = weight.clone()
+    with threads() as run:
+        merged_into(in_place, stack, in_place, run, sequential=sequential)
+    assert torch.equal(in_place, out)
+    if len(shape) == 2:
+        turned = weight.t().contiguous()
+        merged_into(turned, stack, turned, transposed=True, sequential=sequential)
+        torch.testing.assert_close(turned.t(), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_threads_do_not_change_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 14)
+    weight, before, found = base((300, 700), torch.float64), torch.get_num_threads(), []
+    stack = changes(next(v for v in VARIANTS if v[0].name == "loha"), (300, 700))
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(torch.empty_like(weight))
+            with threads() as run:
+                merged_into(weight, stack, found[-1], run)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_rows_without_a_change_keep_their_bits_and_overflow_is_counted() -> None:
+    adapter = random_for(next(v for v in VARIANTS if v[0].name == "full"), (8, 10))
+    assert adapter is not None
+    weight = base((40, 10), torch.float16)
+    weight[0, 0], weight[30, 1] = float("nan"), -0.0
+    out = torch.empty_like(weight)
+    assert merged_into(weight, [Change(adapter, 1.0, (8, 16))], out) == 0
+    assert torch.equal(out.view(torch.int16)[:8], weight.view(torch.int16)[:8])
+    assert torch.equal(out.view(torch.int16)[16:], weight.view(torch.int16)[16:])
+    assert not torch.equal(out[8:16], weight[8:16])
+    assert merged_into(weight, [Change(adapter, 1e7, (8, 16))], out) > 70
