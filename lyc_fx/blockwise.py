@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lyc_fx.allocator import kept
-from lyc_fx.families import Change, compute_dtype, overflowed
+from lyc_fx.families import Change, overflowed
 from lyc_fx.families.blocks import Rows, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows
+from lyc_fx.families.merged import sums_dtype
 
 Run = Callable[[Callable[[Rows], int], Iterable[Rows]], Iterable[int]]
 """`map`, or one that computes several blocks at a time"""
@@ -35,7 +36,7 @@ def merged_into(
     """
     shape = tuple(weight.shape)[::-1] if transposed else tuple(weight.shape)
     base, target = (weight.t(), out.t()) if transposed else (weight, out)
-    ready = [_prepared(change, out.numel(), compute or compute_dtype(out.device)) for change in stack]
+    ready = [_prepared(change, out.numel(), sums_dtype(compute, out.device)) for change in stack]
 
     def block(rows: Rows, piece: slice | None = None) -> int:
         before, after = (base, target) if piece is None else (base[piece], target[piece])

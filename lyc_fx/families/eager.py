@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.families.adapter import Additive
-from lyc_fx.families.merged import Change, compute_dtype, merged
+from lyc_fx.families.merged import Change, merged, sums_dtype
 from lyc_fx.families.rounding import Rounding, nearest
 
 
@@ -24,7 +24,7 @@ def merged_rows(
     rounding: Rounding = nearest,
 ) -> Tensor:
     """`merged(rows, stack, …)` for a weight that is stored `(out, in)`."""
-    dtype = compute or compute_dtype(rows.device)
+    dtype = sums_dtype(compute, rows.device)
     sums = [change for change in stack if isinstance(change.adapter, Additive) and change.adapter.additive]
     if len(sums) < len(stack) or any(change.rows for change in stack):
         options = {"compute": compute, "sequential": sequential, "result": result, "rounding": rounding}

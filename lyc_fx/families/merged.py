@@ -29,6 +29,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def sums_dtype(asked: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """What is asked for, or `compute_dtype`. Raises BadAdapter for one that is not floating-point."""
+    dtype = asked or compute_dtype(device)
+    if not dtype.is_floating_point:
+        raise BadAdapter(f"compute={dtype}: sums need a floating-point dtype")
+    return dtype
+
+
 def merged(
     weight: Tensor,
     stack: Sequence[Change],
@@ -47,9 +55,7 @@ def merged(
     `compute_dtype`) is the dtype of factors, products and sums. The result has the weight's shape, and its dtype or
     `result`.
     """
-    dtype = compute or compute_dtype(weight.device)
-    if not dtype.is_floating_point:
-        raise BadAdapter(f"compute={dtype}: sums need a floating-point dtype")
+    dtype = sums_dtype(compute, weight.device)
     base = weight if weight.dtype == dtype else weight.to(dtype)
     base = base.t() if transposed else base
     total = base

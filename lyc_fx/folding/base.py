@@ -45,7 +45,7 @@ class Base:
     @property
     def folder(self) -> bool:
         """Whether the output is a folder."""
-        return self.root.is_dir()
+        return os.path.isdir(self.root)
 
     @property
     def bytes(self) -> int:
@@ -72,9 +72,9 @@ def based(path: str | os.PathLike[str]) -> Base:
     Raises BadFile for anything else.
     """
     root = Path(path)
-    if root.name.endswith(_INDEX) and root.is_file():
+    if root.name.endswith(_INDEX) and os.path.isfile(root):
         root = root.parent
-    if not root.is_dir():
+    if not os.path.isdir(root):  # pathlib raises for a name that is too long
         return Base(root, (_part(root, Path(root.name), ""),))
     files = sorted(each for each in root.rglob("*") if each.is_file() and not _hidden(each.relative_to(root)))
     weights = [each for each in files if each.suffix == ".safetensors"]

@@ -96,8 +96,8 @@ def _dense(group: Mapping[str, Tensor]) -> Tensor:
     size = lengths.reshape(-1).tolist()
     if values.dim() != 1:
         raise BadAdapter(f"bias_values is {tuple(values.shape)}, not a list of values")
-    if min(size, default=0) < 0 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):
-        raise BadAdapter(f"bias_size {tuple(size[:4])} is too large for {values.numel()} values")
+    if min(size, default=0) < 1 or prod(size) > max(_SPARSEST * values.numel(), _SPARSEST):
+        raise BadAdapter(f"bias_size {tuple(size[:4])} is empty, or too large for {values.numel()} values")
     fits = indices.dim() == 2 and indices.shape == (len(size), values.numel())
     if not fits or bool((indices < 0).any()) or bool((indices >= torch.tensor(size)[:, None]).any()):
         raise BadAdapter(f"bias_indices {tuple(indices.shape)} do not lie within bias_size {tuple(size)}")

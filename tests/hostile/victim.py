@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,17 +75,24 @@ class Victim:
         except LycFxError as error:
             assert not self.out.exists()
             return f"{_name(error)} on use"
-        self.out.unlink()
+        self._remove_output()
         return end
+
+    def _remove_output(self) -> None:
+        """A file, or for a base that is a directory a new one."""
+        if self.out.is_dir():
+            shutil.rmtree(self.out)
+        self.out.unlink(missing_ok=True)
 
     def _at_the_command_line(self, rng: random.Random, path: Path) -> None:
         if rng.random() > 0.05:
             return
         fold = ["fold", str(self.base), str(path), "-o", str(self.out), *rng.choice([[], ["--no-strict"], ["--json"]])]
-        given = rng.choice([["inspect", str(path)], ["inspect", "--json", str(path)], fold])
+        also = [["coverage", str(self.base), str(path)], ["coverage", str(path), str(self.base)]]
+        given = rng.choice([*also, ["inspect", str(path)], ["inspect", "--json", str(path)], fold])
         with warnings.catch_warnings():
             result = CliRunner().invoke(app, given, prog_name="lyc-fx")
-        self.out.unlink(missing_ok=True)
+        self._remove_output()
         if not (result.exception is None or isinstance(result.exception, SystemExit)):
             raise Foreign(f"{given[0]}: {result.exception!r}") from result.exception
         if result.exit_code not in (0, 1, 2) or "Traceback" in result.output:
