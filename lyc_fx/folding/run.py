@@ -21,7 +21,7 @@ Merge = Callable[[Compute, Tensor], Tensor]
 """The rows of a tensor as they are stored → as they are written"""
 Progress = Callable[[str, int], None]
 """Called after each job with the tensor's name and the bytes written"""
-_PAUSE = 0.25
+_PAUSE = 0.5
 """Seconds between two writings to the disk"""
 _MARGIN = 12
 """Bytes of working memory for each byte of a block in float64: the block, its product, its sum and so on"""
