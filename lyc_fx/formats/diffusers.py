@@ -56,7 +56,7 @@ class Diffusers(Format):
         return lycoris_layouts(full) | added
 
     def write(self, adapters: AdapterSet) -> Contents:
-        """Factors of plain LoRA, with the scale multiplied into `lora_B`."""
+        """Factors of plain LoRA, with the scale multiplied into `lora_B`, which is float32 then."""
         tensors = {}
         for entry in adapters.entries:
             adapter = entry.adapter
@@ -65,8 +65,13 @@ class Diffusers(Format):
                     f"{entry.module}: diffusers keys hold plain LoRA, not {adapter.name} {adapter.variant}"
                 )
             tensors[f"{entry.module}.lora_A.weight"] = adapter.down
-            tensors[f"{entry.module}.lora_B.weight"] = adapter.up * adapter.scale
+            tensors[f"{entry.module}.lora_B.weight"] = _scaled(adapter.up, adapter.scale)
         return Contents(tensors, adapters.metadata)
+
+
+def _scaled(up: Tensor, scale: float) -> Tensor:
+    """In float32 at least: a 16-bit factor times a scale is seldom a 16-bit number."""
+    return up if scale == 1 else (up.double() * scale).to(torch.promote_types(up.dtype, torch.float32))
 
 
 def _module(path: str) -> str:

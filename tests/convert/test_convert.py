@@ -1,6 +1,7 @@
 """`convert`: the effect of every adapter survives, under the names and keys of every convention."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,16 @@ def test_there_and_back(to: str, back: str, tmp_path: Path) -> None:
     there = again(convert(adapters, to, like=model), tmp_path / "a")
     read = again(convert(there, back, like=model), tmp_path / "b")
     same_effect(model, read, wanted, 5e-3 if "nhwc" in (to, back) else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("to", [to for to in TARGETS if to != "nhwc"])
+def test_factors_of_16_bits(to: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """As most files have them: also where a scale is multiplied in, or adapters are fused."""
+    model = made("flux")
+    entries = [replace(e, adapter=replace(e.adapter.to(dtype), alpha=1.3)) for e in adapters_for(model).entries]
+    adapters = AdapterSet(tuple(entries))
+    same_effect(model, again(convert(adapters, to, like=model), tmp_path), merged(model, adapters))
 
 
 def names_of(adapters: AdapterSet, to: str, model: nn.Module) -> set[str]:
