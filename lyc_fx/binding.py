@@ -13,7 +13,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.blockwise import Run, merged_into
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter, Change, merged, refuse_lost, refuse_overflow
+from lyc_fx.families import Adapter, Change, refuse_lost
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
@@ -64,19 +64,6 @@ class Binding:
         """What changes a weight."""
         return [bound for bound in self.targets.get(target, ()) if not bound.inert]
 
-    def merged(self, target: str, weight: Tensor, *, transposed: bool, compute: torch.dtype | None = None) -> Tensor:
-        """The weight with all its adapters; the weight itself where none is active.
-
-        Raises BadAdapter where the result overflows.
-        """
-        active = [bound.change(weight.device) for bound in self.active(target)]
-        if not active:
-            return weight
-        with _solvable(target):
-            result = merged(weight, active, transposed=transposed, compute=compute, sequential=self.sequential)
-        refuse_overflow(target, weight, result)
-        return result
-
     def fill(
         self,
         target: str,
@@ -87,12 +74,12 @@ class Binding:
         transposed: bool,
         compute: torch.dtype | None = None,
     ) -> None:
-        """`merged` into a tensor of the weight's shape, block by block; it may be the weight itself.
+        """The weight with all its adapters, into a tensor of its shape, block by block; it may be the weight itself.
 
         Raises BadAdapter where the result overflows: then `out` holds it all the same.
         """
         changes = [bound.change(out.device) for bound in self.active(target)]
-        with _solvable(target):
+        with solvable(target):
             lost = merged_into(
                 weight, changes, out, run, transposed=transposed, compute=compute, sequential=self.sequential
             )
@@ -104,13 +91,13 @@ class Binding:
         found = []
         for bound in self.active(target):
             own = base if bound.rows is None else base[slice(*bound.rows)]
-            with _solvable(target):
+            with solvable(target):
                 found.append(bound.adapter.to_device(weight.device).doubt(own))
         return [f"{target}: {doubt}" for doubt in found if doubt is not None]
 
 
 @contextmanager
-def _solvable(target: str) -> Iterator[None]:
+def solvable(target: str) -> Iterator[None]:
     """A weight that holds NaN has no singular values."""
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 from lyc_fx.allocator import kept
 from lyc_fx.families import Change, overflowed
 from lyc_fx.families.blocks import Rows, on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows
+from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 
 Run = Callable[[Callable[[Rows], int], Iterable[Rows]], Iterable[int]]
@@ -36,7 +36,7 @@ def merged_into(
     """
     shape = tuple(weight.shape)[::-1] if transposed else tuple(weight.shape)
     base, target = (weight.t(), out.t()) if transposed else (weight, out)
-    ready = [_prepared(change, out.numel(), sums_dtype(compute, out.device)) for change in stack]
+    ready = [prepared(change, sums_dtype(compute, out.device)) for change in stack]
 
     def block(rows: Rows, piece: slice | None = None) -> int:
         before, after = (base, target) if piece is None else (base[piece], target[piece])
@@ -66,9 +66,3 @@ def threads() -> Iterator[Run]:
             yield pool.map
     finally:
         torch.set_num_threads(count)  # else threads that begin later would take the workers' number
-
-
-def _prepared(change: Change, size: int, dtype: torch.dtype) -> Change:
-    """Small factors in the dtype of the sums, once for all blocks; those of a weight's size follow block by block."""
-    small = sum(factor.numel() for factor in change.adapter.factors().values()) * 4 <= size
-    return change._replace(adapter=change.adapter.to(dtype)) if small else change

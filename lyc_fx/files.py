@@ -48,10 +48,10 @@ def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[s
     part = Path(name)
     try:
         yield part
-        _sync(part)
-        part.chmod(0o666 & ~_umask())
+        sync(part)
+        part.chmod(0o666 & ~umask())
         part.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadFile(f"{target}: {error.strerror}; nothing was written") from error
@@ -90,7 +90,8 @@ def write_safetensors(
             file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -98,7 +99,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that the user's new files do not get."""
     current = os.umask(0)
     os.umask(current)
     return current

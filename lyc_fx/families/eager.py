@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.families.adapter import Additive
+from lyc_fx.families.blocks import BLOCK
 from lyc_fx.families.merged import Change, merged, sums_dtype
 from lyc_fx.families.rounding import Rounding, nearest
 
@@ -38,3 +39,9 @@ def merged_rows(
         own = all(product.data_ptr() != factor.data_ptr() for factor in ready.factors().values())
         total += product.mul_(scale) if own else product * scale
     return rounding(total, result or rows.dtype)
+
+
+def prepared(change: Change, dtype: torch.dtype) -> Change:
+    """Small factors in the dtype of the sums, once for all blocks; large ones follow block by block."""
+    small = sum(factor.numel() for factor in change.adapter.factors().values()) <= 4 * BLOCK
+    return change._replace(adapter=change.adapter.to(dtype)) if small else change

@@ -9,10 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.binding import Binding
-from lyc_fx.families import Change, compute_dtype, merged, refuse_overflow
-from lyc_fx.families.blocks import BLOCK, on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows
+from lyc_fx.binding import Binding, solvable
+from lyc_fx.families import Change, refuse_overflow
+from lyc_fx.families.blocks import on_rows, row_blocks
+from lyc_fx.families.eager import merged_rows, prepared
+from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.jobs import Compute
@@ -53,13 +54,9 @@ class Merger:
             if name not in self._ready:
                 while len(self._ready) > 2 * (os.cpu_count() or 1):
                     self._ready.pop(next(iter(self._ready)))
-                self._ready[name] = [self._in_dtype(change) for change in self._changes(name)]
+                dtype = sums_dtype(self.compute, torch.device("cpu"))
+                self._ready[name] = [prepared(change, dtype) for change in self._changes(name)]
             return self._ready[name]
-
-    def _in_dtype(self, change: Change) -> Change:
-        dtype = self.compute or compute_dtype(torch.device("cpu"))
-        small = sum(factor.numel() for factor in change.adapter.factors().values()) <= 4 * BLOCK
-        return change._replace(adapter=change.adapter.to(dtype)) if small else change
 
     def of(self, prefix: str) -> Callable[[Compute, Tensor], Tensor]:
         """The merge of one file's tensors, whose names have a prefix in the binding."""
@@ -73,20 +70,16 @@ class Merger:
             self.notes += self.binding.doubts(name, rows, transposed=weight.transposed)
         part = changes if job.whole else on_rows(changes, *job.rows, weight.shape)
         rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
-        sequential, dtype = self.binding.sequential, job.target.dtype
-        if weight.transposed:
-            result = merged(
-                rows,
+        base = rows.t() if weight.transposed else rows
+        with solvable(name):
+            result = merged_rows(
+                base,
                 part,
-                transposed=True,
                 compute=self.compute,
-                sequential=sequential,
-                result=dtype,
+                sequential=self.binding.sequential,
+                result=job.target.dtype,
                 rounding=rounding,
             )
-        else:
-            result = merged_rows(
-                rows, part, compute=self.compute, sequential=sequential, result=dtype, rounding=rounding
-            )
+        result = result.t() if weight.transposed else result
         refuse_overflow(name, rows, result)
         return result

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing
+from lyc_fx.files import replacing, sync, umask
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 
@@ -121,25 +121,17 @@ def _resize(index: Path, fold: "Fold", folder: Path) -> None:
 
 
 def _finish(work: Path, target: Path) -> None:
-    work.chmod(0o755)
+    work.chmod(0o777 & ~umask())
     for remains in work.rglob(".*.part"):  # of a run that was killed
         remains.unlink()
     for file in work.rglob("*"):
         if file.is_file():
-            _sync(file)
+            sync(file)
     try:
         work.replace(target)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)
 
 
 @contextmanager

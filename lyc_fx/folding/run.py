@@ -44,7 +44,7 @@ def flushing(file: int) -> Iterator[None]:
     def flush() -> None:
         while not done.wait(_PAUSE):
             with suppress(OSError):  # the last fsync says what is wrong
-                os.fdatasync(file)
+                getattr(os, "fdatasync", os.fsync)(file)  # macOS has no fdatasync
 
     thread = Thread(target=flush, daemon=True)
     thread.start()

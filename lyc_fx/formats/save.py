@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing, write_safetensors
+from lyc_fx.files import replacing, umask, write_safetensors
 from lyc_fx.formats.format import Contents
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -34,7 +34,7 @@ def save(contents: Contents, path: str | os.PathLike[str], inputs: Iterable[str 
         _write(contents, part / TENSORS, ())
         with replacing(part / CONFIG) as file:
             file.write_text(json.dumps(contents.config, indent=2) + "\n")
-        part.chmod(0o777 & ~_umask())
+        part.chmod(0o777 & ~umask())
         part.replace(target)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror or error}; nothing was written") from error
@@ -46,9 +46,3 @@ def _write(contents: Contents, target: Path, inputs: Iterable[str | os.PathLike[
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in contents.tensors.items()}
     with replacing(target, inputs) as part, part.open("wb") as file:
         write_safetensors(file, layout, contents.tensors.items(), contents.metadata)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
