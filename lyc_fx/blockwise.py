@@ -43,7 +43,8 @@ def merged_into(
         changes = on_rows(ready, *rows, shape)
         with torch.inference_mode(out.is_inference()), torch.no_grad():  # a thread has modes of its own
             before = before.to(out.device)
-            result = merged_rows(before, changes, compute=compute, sequential=sequential) if changes else before
+            result = torch.empty_like(before, dtype=after.dtype)  # `after` may be the weight itself
+            merged_rows(before, changes, result, compute=compute, sequential=sequential)
             lost = overflowed(before, result)
             after.copy_(result)
         return lost

@@ -13,12 +13,14 @@ import lyc_fx
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Convention
+from lyc_fx.files import sync
 from lyc_fx.folding.base import Base, Part, based
 from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
 from lyc_fx.folding.run import Progress, read_back, run
+from lyc_fx.folding.sink import Sink
 from lyc_fx.formats import load
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
@@ -113,18 +115,24 @@ class Fold:
     def write(self, part: Part, target: Path, progress: Progress) -> None:
         """Write the merged copy of one file."""
         layout = self.layout(part)
-        with target.open("r+b") as file:
-            if hasattr(os, "posix_fallocate") and layout.bytes:
-                os.posix_fallocate(file.fileno(), 0, layout.bytes)  # a full disk is found out now
-            file.write(layout.header)
         blocks = {t.name: self.merger.blocks(part.prefix + t.name) for t in part.layout.tensors}
         work = jobs(part.layout, layout, {name: rows for name, rows in blocks.items() if rows is not None})
-        merge = self.merger.of(part.prefix)
-        done = run(part.path, target, work, merge, memory=self.memory, progress=progress, checksums=self.verify)
-        if self.verify:
-            with target.open("rb") as file:
-                os.fsync(file.fileno())
-            read_back(target, done)
+        _reserve(target, layout.bytes)
+        waiting = self.memory // 4
+        with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
+            sink.put(0, layout.header)
+            run(part.path, sink, work, self.merger.of(part.prefix), memory=self.memory - waiting, progress=progress)
+        if sink.checksums is not None:
+            sync(target)
+            read_back(target, sink.checksums)
+
+
+def _reserve(target: Path, size: int) -> None:
+    """A full disk is found out before the work. Raises OSError."""
+    with target.open("r+b") as file:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
 
 
 def _provenance(stack: Stack) -> dict[str, str]:

@@ -10,7 +10,7 @@ import typer
 
 import lyc_fx
 from lyc_fx.cli import convert, coverage, demo, fold, inspect
-from lyc_fx.cli.errors import ReportsErrors, interrupt
+from lyc_fx.cli.errors import ReportsErrors, interrupt, leave
 
 __all__ = ["app", "main"]
 
@@ -54,7 +54,10 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name, or a terminal, may not be UTF-8
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # mypy takes *args for none
-    app(prog_name="lyc-fx")
+    try:
+        app(prog_name="lyc-fx")
+    except SystemExit as end:
+        leave(end.code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

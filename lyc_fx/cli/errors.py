@@ -1,5 +1,7 @@
 """What the command line says when something goes wrong: one message, exit code 1, no traceback."""
 
+import os
+import sys
 from types import FrameType
 
 import typer
@@ -15,6 +17,18 @@ def interrupt(number: int, _: FrameType | None) -> None:
     """A signal handler. It remembers the signal, since C code may make another error of the KeyboardInterrupt."""
     _INTERRUPTED.append(number)
     raise KeyboardInterrupt
+
+
+def leave(code: object) -> None:
+    """End the process at once: that torch takes itself apart first costs a quarter of a second."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if "torch" in sys.modules:
+            os._exit(code if isinstance(code, int) else int(code is not None))
+    except OSError:  # a closed pipe, of which Python says so at its own end
+        pass
+    sys.exit(code)  # type: ignore[arg-type]
 
 
 class ReportsErrors(TyperGroup):

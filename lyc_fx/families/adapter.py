@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
+from lyc_fx.families.finite import all_finite, finite
 from lyc_fx.families.shapes import Shape
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Strength = float | Tensor
 
 
 _PIECE = 2**16
-"""Values that are checked at once, so that a check needs little memory"""
+"""Values that are counted at once, so that it needs little memory"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -66,6 +67,14 @@ class Adapter(ABC):
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         """`apply(weight, strength) - weight`, so that several adapters can be summed relative to the base."""
         return self.apply(weight, strength) - weight
+
+    def apply_to(self, weight: Tensor, strength: float) -> None:
+        """`weight ← apply(weight, strength)`, in place; `weight` is contiguous and has the factors' dtype.
+
+        A family overrides this where it can do without some of the temporaries: writing one of a weight's size, and
+        reading it again, costs more than the arithmetic.
+        """
+        weight.copy_(self.apply(weight, strength))
 
     def oriented(self, stored: Shape, transposed: bool) -> Self:
         """This adapter with its factors for `(out, in)`, given the shape in which the model stores the weight.
@@ -250,6 +259,15 @@ class Additive(Adapter):
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight + self.change(weight, strength)
 
+    def apply_to(self, weight: Tensor, strength: float) -> None:
+        self.add_to(weight, strength * self.scale)
+
+    def add_to(self, weight: Tensor, scale: float) -> None:
+        """`weight ← weight + scale · product`, in place: in one operator, where torch has one."""
+        product = self.product(weight.shape)
+        own = all(product.data_ptr() != factor.data_ptr() for factor in self.factors().values())
+        weight += product.mul_(scale) if own else product * scale
+
 
 def _unusable(factor: Tensor, least: int) -> str | None:
     """Why no weight can be computed from this factor; `least` is how many dimensions it needs."""
@@ -261,11 +279,10 @@ def _unusable(factor: Tensor, least: int) -> str | None:
         return f"has shape {tuple(factor.shape)}; it needs at least {least} dimensions"
     if factor.is_meta:
         return "has no values: it is on the meta device"
-    pieces = factor.reshape(-1).split(_PIECE)
-    broken = sum(
-        int((~torch.isfinite(p if p.dtype.itemsize > 1 else p.float())).sum()) for p in pieces
-    )  # float8 has none
-    return f"holds {broken} values that are not finite" if broken else None
+    if all_finite(factor):
+        return None
+    broken = sum(int((~finite(piece)).sum()) for piece in factor.reshape(-1).split(_PIECE))
+    return f"holds {broken} values that are not finite"
 
 
 def number(tensor: Tensor) -> float:

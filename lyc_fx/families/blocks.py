@@ -7,7 +7,7 @@ from math import prod
 from lyc_fx.families.merged import Change
 from lyc_fx.families.shapes import Shape
 
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Elements of a block: a constant, so that results do not depend on memory or threads."""
 Rows = tuple[int, int]
 

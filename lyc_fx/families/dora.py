@@ -98,13 +98,30 @@ class Decomposable(Additive):
         if self.magnitude is None:
             return super().apply(weight, strength)
         direction = weight + self.delta(weight.shape)
-        kept = _kept(self.magnitude, weight.shape)
-        over = [d for d in range(weight.dim()) if d != kept]
-        norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True) + _EPSILON
-        ratio = self.magnitude.reshape(norm.shape) / norm
+        ratio = self._ratio(direction)
         if self.convention == "lycoris":
             return direction * (1 + strength * (ratio - 1))
         return weight + strength * (direction * ratio - weight)
+
+    @final
+    def apply_to(self, weight: Tensor, strength: float) -> None:
+        if self.magnitude is None:
+            self.add_to(weight, strength * self.scale)
+            return
+        before = weight.clone() if self.convention == "interpolate" and strength != 1 else None
+        self.add_to(weight, self.scale)
+        ratio = self._ratio(weight)
+        weight *= ratio * strength if self.convention == "interpolate" else 1 + strength * (ratio - 1)
+        if before is not None:
+            weight.add_(before, alpha=1 - strength)
+
+    def _ratio(self, direction: Tensor) -> Tensor:
+        """m / (‖V‖ + ε)"""
+        assert self.magnitude is not None
+        kept = _kept(self.magnitude, direction.shape)
+        over = [d for d in range(direction.dim()) if d != kept]
+        norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True) + _EPSILON
+        return self.magnitude.reshape(norm.shape) / norm
 
     @classmethod
     @final

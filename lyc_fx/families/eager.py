@@ -1,7 +1,9 @@
-"""`merged` on values, with the sums in place: the same operations in the same order, and so the same bits.
+"""`merged` on values, in place where the last bits of the sums do not show.
 
-A fresh tensor of a block's size costs more than the arithmetic on it. (`merged` itself is what graphs are traced
-from, where everything must be functional.)
+A fresh tensor of a block's size costs more than the arithmetic on it, and so do two operators where torch has one. But
+`merged`, which graphs are traced from, must be functional, and made of operators that the passes know: the float64 sums
+differ in the last bit. A result of 16 bits or fewer is the same on every road all the same; a wider one is left to
+`merged`, so that it is too.
 """
 
 from collections.abc import Sequence
@@ -12,36 +14,35 @@ from torch import Tensor
 from lyc_fx.families.adapter import Additive
 from lyc_fx.families.blocks import BLOCK
 from lyc_fx.families.merged import Change, merged, sums_dtype
-from lyc_fx.families.rounding import Rounding, nearest
+from lyc_fx.families.rounding import Rounding, nearest, round_into
 
 
 def merged_rows(
     rows: Tensor,
     stack: Sequence[Change],
+    out: Tensor,
     *,
     compute: torch.dtype | None = None,
     sequential: bool = False,
-    result: torch.dtype | None = None,
     rounding: Rounding = nearest,
-) -> Tensor:
-    """`merged(rows, stack, …)` for a weight that is stored `(out, in)`."""
+) -> None:
+    """`out ← merged(rows, stack, …)` for a weight that is stored `(out, in)`, in the dtype of `out`."""
     dtype = sums_dtype(compute, rows.device)
-    sums = [change for change in stack if isinstance(change.adapter, Additive) and change.adapter.additive]
-    if len(sums) < len(stack) or any(change.rows for change in stack):
-        options = {"compute": compute, "sequential": sequential, "result": result, "rounding": rounding}
-        return merged(rows, stack, **options)  # type: ignore[arg-type]
-    total = rows.to(dtype, copy=True)
-    for adapter, strength, _ in sums:
-        ready = adapter.to(dtype)
-        assert isinstance(ready, Additive)
-        scale = strength * ready.scale
-        product = ready.product(rows.shape)
-        own = all(product.data_ptr() != factor.data_ptr() for factor in ready.factors().values())
-        total += product.mul_(scale) if own else product * scale
-    return rounding(total, result or rows.dtype)
+    independent = len(stack) == 1 or sequential or all(_additive(change) for change in stack)
+    if independent and out.dtype.itemsize <= 2 < dtype.itemsize:
+        total = rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for adapter, strength, at in stack:
+            adapter.to(dtype).apply_to(total if at is None else total[slice(*at)], float(strength))
+    else:
+        total = merged(rows, stack, compute=dtype, sequential=sequential, result=dtype)
+    round_into(out, total, rounding)
+
+
+def _additive(change: Change) -> bool:
+    return isinstance(change.adapter, Additive) and change.adapter.additive
 
 
 def prepared(change: Change, dtype: torch.dtype) -> Change:
     """Small factors in the dtype of the sums, once for all blocks; large ones follow block by block."""
-    small = sum(factor.numel() for factor in change.adapter.factors().values()) <= 4 * BLOCK
+    small = sum(factor.numel() for factor in change.adapter.factors().values()) <= 2 * BLOCK
     return change._replace(adapter=change.adapter.to(dtype)) if small else change

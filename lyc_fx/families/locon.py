@@ -74,6 +74,12 @@ class LoCon(Decomposable):
             return low_rank(self.up, self.down, shape)
         return tucker(self.mid, matrix(self.up), matrix(self.down))
 
+    def add_to(self, weight: Tensor, scale: float) -> None:
+        if self.mid is None:
+            matrix(weight).addmm_(matrix(self.up), matrix(self.down), alpha=scale)
+        else:
+            super().add_to(weight, scale)
+
     def low_rank(self, shape: Shape) -> "LoCon":
         if self.mid is None:
             return self

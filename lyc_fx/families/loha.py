@@ -83,9 +83,17 @@ class LoHa(Decomposable):
         return replace(self, w1_a=self.w1_a[at], w2_a=self.w2_a[at], magnitude=self.magnitude_rows(start, stop, shape))
 
     def product(self, shape: Shape) -> Tensor:
+        left, right = self._sides(shape)
+        return left * right
+
+    def add_to(self, weight: Tensor, scale: float) -> None:
+        weight.addcmul_(*self._sides(weight.shape), value=scale)
+
+    def _sides(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """The two matrices whose entries are multiplied, in the shape of the weight."""
         if self.t1 is None or self.t2 is None:
-            return low_rank(self.w1_a, self.w1_b, shape) * low_rank(self.w2_a, self.w2_b, shape)
-        return tucker(self.t1, self.w1_a.t(), self.w1_b) * tucker(self.t2, self.w2_a.t(), self.w2_b)
+            return low_rank(self.w1_a, self.w1_b, shape), low_rank(self.w2_a, self.w2_b, shape)
+        return tucker(self.t1, self.w1_a.t(), self.w1_b), tucker(self.t2, self.w2_a.t(), self.w2_b)
 
     def low_rank(self, shape: Shape) -> LoCon:
         """The same effect as LoCon of rank r², exactly, in float64: `up[:, i·r+j] = w1_a[:, i] · w2_a[:, j]`,

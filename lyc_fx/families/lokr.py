@@ -162,9 +162,17 @@ class LoKr(Decomposable):
             expect_kernel("lokr_t2", self.t2, shape)
 
     def product(self, shape: Shape) -> Tensor:
+        return kronecker(*self._sides(shape))
+
+    def add_to(self, weight: Tensor, scale: float) -> None:
+        left, right = self._sides(weight.shape)
+        (l, m), (k, n) = left.shape, right.shape[:2]  # noqa: E741
+        weight.view(l, k, m, n, -1).addcmul_(left.view(l, 1, m, 1, 1), right.view(1, k, 1, n, -1), value=scale)
+
+    def _sides(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        """w1 `(l, m)` and w2 `(k, n, *kernel)` for a weight of this shape."""
         left = self._left()
-        block = (self._right_rows(), shape[1] // left.shape[1], *shape[2:])
-        return kronecker(left, self._right(block))
+        return left, self._right((self._right_rows(), shape[1] // left.shape[1], *shape[2:]))
 
     def _left(self) -> Tensor:
         if self.w1 is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.finite import all_finite, finite
 from lyc_fx.families.rounding import Rounding, nearest
 
 
@@ -81,7 +82,7 @@ def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
 
 def overflowed(before: Tensor, after: Tensor) -> int:
     """How many finite values of a weight are none after a merge."""
-    return 0 if _all_finite(after) else int((_finite(before) & ~_finite(after)).sum())
+    return 0 if all_finite(after) else int((finite(before) & ~finite(after)).sum())
 
 
 def refuse_lost(name: str, lost: int, after: Tensor) -> None:
@@ -91,14 +92,3 @@ def refuse_lost(name: str, lost: int, after: Tensor) -> None:
             f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
             f"±{torch.finfo(after.dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
         )
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    """One pass without a temporary: a sum with an infinite term is infinite or NaN. A false alarm costs time only."""
-    if tensor.dtype.itemsize == 1 or not tensor.numel():
-        return bool(_finite(tensor).all())
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32 if tensor.dtype == torch.float16 else None)))
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    return torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float())  # not there for every float8

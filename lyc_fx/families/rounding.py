@@ -24,6 +24,12 @@ def nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(beyond, torch.full_like(values, float("nan")).to(dtype).float(), rounded.float()).to(dtype)
 
 
+def round_into(out: Tensor, values: Tensor, rounding: Rounding) -> None:
+    """`out ← rounding(values)`, without a copy between where torch's own cast is the rounding."""
+    direct = rounding is nearest and out.dtype.itemsize > 1
+    out.copy_(values if direct else rounding(values, out.dtype))
+
+
 def _limit(dtype: torch.dtype) -> float:
     """The greatest value that rounds to a finite one: half a unit above the greatest finite one."""
     greatest = torch.finfo(dtype).max

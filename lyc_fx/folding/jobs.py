@@ -22,6 +22,11 @@ class Copy:
     name: str
     """Of the last tensor in them, for the progress"""
 
+    @property
+    def target_bytes(self) -> tuple[int, int]:
+        """Where they go in the output."""
+        return self.target, self.target + self.size
+
 
 @final
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Compute:
     def size(self) -> int:
         """Bytes of the output."""
         return (self.rows[1] - self.rows[0]) * self.target.row_bytes
+
+    @property
+    def target_bytes(self) -> tuple[int, int]:
+        """Where they go in the output."""
+        first = self.target.start + self.rows[0] * self.target.row_bytes
+        return first, first + self.size
 
     @property
     def whole(self) -> bool:

@@ -58,28 +58,19 @@ class Merger:
                 self._ready[name] = [prepared(change, dtype) for change in self._changes(name)]
             return self._ready[name]
 
-    def of(self, prefix: str) -> Callable[[Compute, Tensor], Tensor]:
+    def of(self, prefix: str) -> Callable[[Compute, Tensor, Tensor], None]:
         """The merge of one file's tensors, whose names have a prefix in the binding."""
-        return lambda job, rows: self.rows(prefix + job.name, job, rows)
+        return lambda job, rows, out: self.rows(prefix + job.name, job, rows, out)
 
-    def rows(self, name: str, job: Compute, rows: Tensor) -> Tensor:
-        """Some rows of a tensor, as they are written."""
+    def rows(self, name: str, job: Compute, rows: Tensor, out: Tensor) -> None:
+        """Some rows of a tensor, as they are stored → as they are written."""
         weight = self.weights[name]
         changes = self._prepared(name) if self.binding.active(name) else []
         if changes and job.whole:
             self.notes += self.binding.doubts(name, rows, transposed=weight.transposed)
         part = changes if job.whole else on_rows(changes, *job.rows, weight.shape)
         rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
-        base = rows.t() if weight.transposed else rows
+        base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
         with solvable(name):
-            result = merged_rows(
-                base,
-                part,
-                compute=self.compute,
-                sequential=self.binding.sequential,
-                result=job.target.dtype,
-                rounding=rounding,
-            )
-        result = result.t() if weight.transposed else result
-        refuse_overflow(name, rows, result)
-        return result
+            merged_rows(base, part, merged, compute=self.compute, sequential=self.binding.sequential, rounding=rounding)
+        refuse_overflow(name, rows, out)

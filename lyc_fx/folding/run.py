@@ -2,12 +2,12 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread, local
+from threading import Condition, Lock
 from typing import Any, final
 
 import torch
@@ -16,43 +16,14 @@ from torch import Tensor
 from lyc_fx.allocator import kept
 from lyc_fx.errors import BadFile
 from lyc_fx.folding.jobs import Compute, Copy
+from lyc_fx.folding.sink import Sink
 
-Merge = Callable[[Compute, Tensor], Tensor]
-"""The rows of a tensor as they are stored → as they are written"""
+Merge = Callable[[Compute, Tensor, Tensor], None]
+"""Makes of the rows of a tensor as they are stored the rows as they are written"""
 Progress = Callable[[str, int], None]
 """Called after each job with the tensor's name and the bytes written"""
-_PAUSE = 0.5
-"""Seconds between two writings to the disk"""
 _MARGIN = 12
 """Bytes of working memory for each byte of a block in float64: the block, its product, its sum and so on"""
-
-
-@final
-@dataclass
-class Written:
-    """Checksums of what was written, by position, for reading back."""
-
-    checksums: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """First byte → size and CRC-32"""
-
-
-@contextmanager
-def flushing(file: int) -> Iterator[None]:
-    """Meanwhile, let the disk write what it has: at the end little is left to wait for."""
-    done = Event()
-
-    def flush() -> None:
-        while not done.wait(_PAUSE):
-            with suppress(OSError):  # the last fsync says what is wrong
-                getattr(os, "fdatasync", os.fsync)(file)  # macOS has no fdatasync
-
-    thread = Thread(target=flush, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager
@@ -68,112 +39,132 @@ def one_thread_each() -> Any:
 
 def run(
     source: Path,
-    target: Path,
+    sink: Sink,
     jobs: Iterable[Copy | Compute],
     merge: Merge,
     *,
     memory: int,
     progress: Progress,
-    checksums: bool,
-) -> Written:
-    """Do the jobs. Their results do not depend on the number of threads, nor on their order.
+) -> None:
+    """Do the jobs, which come in the order of their output. What they write does not depend on who does which when.
 
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
-    written = Written()
-    with open(source, "rb") as old, open(target, "r+b") as new, one_thread_each(), kept(), flushing(new.fileno()):
-        hand = _Hand(old.fileno(), new.fileno(), merge, written if checksums else None)
-        threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool:
-            running: dict[Future[None], Copy | Compute] = {}
-            try:
-                for job in jobs:
-                    while running and (
-                        len(running) > threads or sum(map(_need, running.values())) + _need(job) > memory
-                    ):
-                        _settle(running, progress)
-                    running[pool.submit(hand.do, job)] = job
-                while running:
-                    _settle(running, progress)
-            finally:
-                for each in running:
-                    each.cancel()
-    return written
-
-
-def _settle(running: dict[Future[None], Copy | Compute], progress: Progress) -> None:
-    """Wait for some job to end; raise what it raised."""
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for each in done:
-        job = running.pop(each)
-        each.result()
-        progress(job.name, job.size)
+    threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads) as pool:
+        crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
+        workers = [pool.submit(crew.work) for _ in range(threads)]
+        try:
+            for worker in workers:
+                worker.result()
+        except BaseException as error:
+            sink.fail(error)
+            raise
 
 
 def _need(job: Copy | Compute) -> int:
-    """Bytes of working memory."""
+    """Bytes of working memory, besides those of the sink."""
     if isinstance(job, Copy):
-        return job.size
+        return 0
     elements = job.size // max(1, job.target.dtype.itemsize)
     return elements * (8 * _MARGIN // 2 + job.source.dtype.itemsize)
 
 
 @final
 @dataclass
-class _Hand:
-    """What every thread does."""
+class _Crew:
+    """Threads that each take the next job: nobody hands them out, for each switch of threads costs time."""
 
     source: int
-    target: int
+    sink: Sink
     merge: Merge
-    written: Written | None
-    buffers: local = field(default_factory=local)
+    jobs: Iterator[Copy | Compute]
+    memory: int
+    progress: Progress
+    needed: int = 0
+    """By the jobs in work"""
+    taking: Lock = field(default_factory=Lock)
+    changed: Condition = field(default_factory=Condition)
 
-    def do(self, job: Copy | Compute) -> None:
-        if isinstance(job, Copy):
-            data = self._read(job.source, job.size)
-            self._write(job.target, data)
-            return
-        first = job.rows[0]
-        count = job.rows[1] - first
-        data = self._read(job.source.start + first * job.source.row_bytes, count * job.source.row_bytes)
-        shape = (count, *job.source.shape[1:]) if job.source.shape else ()
+    def work(self) -> None:
+        """What every thread does."""
+        buffer = bytearray()
+        try:
+            while (taken := self._take()) is not None:
+                job, room = taken
+                try:
+                    if isinstance(job, Copy):
+                        self._copy(job, room)
+                    else:
+                        buffer = self._compute(job, room, buffer)
+                finally:
+                    with self.changed:
+                        self.needed -= _need(job)
+                        self.changed.notify_all()
+                self.sink.filled(*job.target_bytes)
+                with self.taking:
+                    self.progress(job.name, job.size)
+        except BaseException as error:
+            self.sink.fail(error)
+            raise
+
+    def _take(self) -> tuple[Copy | Compute, list[memoryview]] | None:
+        """The next job, and the room for its bytes; waits until there is memory for it."""
+        with self.taking:
+            job = next(self.jobs, None)
+            if job is None:
+                return None
+            need = _need(job)
+            with self.changed:
+                self.changed.wait_for(lambda: not self.needed or self.needed + need <= self.memory)
+                self.needed += need
+            try:
+                return job, self.sink.room(*job.target_bytes)
+            except BaseException:
+                self.needed -= need
+                raise
+
+    def _copy(self, job: Copy, room: list[memoryview]) -> None:
+        position = job.source
+        for part in room:
+            self._read(position, part)
+            position += len(part)
+
+    def _compute(self, job: Compute, room: list[memoryview], buffer: bytearray) -> bytearray:
+        """Reads into the buffer, or into a new one where it is too small."""
+        first, last = job.rows
+        shape = (last - first, *job.source.shape[1:]) if job.source.shape else ()
+        size = (last - first) * job.source.row_bytes
+        buffer = buffer if len(buffer) >= size else bytearray(size)
+        data = memoryview(buffer)[:size]
+        self._read(job.source.start + first * job.source.row_bytes, data)
         rows = torch.frombuffer(data, dtype=job.source.dtype).reshape(shape) if len(data) else torch.empty(shape)
-        result = self.merge(job, rows).contiguous()
-        assert result.dtype == job.target.dtype and tuple(result.shape) == shape, (job.name, result.dtype)
-        if result.numel():
-            raw = memoryview(result.reshape(-1).view(torch.uint8).numpy().data)
-            self._write(job.target.start + first * job.target.row_bytes, raw)
+        whole = len(room) == 1 and job.target_bytes[0] % job.target.dtype.itemsize == 0
+        dtype = job.target.dtype
+        out = torch.frombuffer(room[0], dtype=dtype).reshape(shape) if whole else torch.empty(shape, dtype=dtype)
+        self.merge(job, rows, out)
+        if not whole:
+            raw = out.reshape(-1).view(torch.uint8)
+            for part in room:
+                torch.frombuffer(part, dtype=torch.uint8).copy_(raw[: len(part)])
+                raw = raw[len(part) :]
+        return buffer
 
-    def _read(self, position: int, size: int) -> memoryview:
-        """Bytes of the source, in this thread's buffer: valid until the next call."""
-        buffer: bytearray = getattr(self.buffers, "bytes", bytearray())
-        if len(buffer) < size:
-            buffer = bytearray(size)
-            self.buffers.bytes = buffer
-        view = memoryview(buffer)[:size]
+    def _read(self, position: int, into: memoryview) -> None:
         done = 0
-        while done < size:
-            count = os.preadv(self.source, [view[done:]], position + done)
+        while done < len(into):
+            count = os.preadv(self.source, [into[done:]], position + done)
             if count == 0:
                 raise BadFile("the checkpoint became shorter while it was read")
             done += count
-        return view
-
-    def _write(self, position: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self.target, data[done:], position + done)
-        if self.written is not None:
-            self.written.checksums[position] = (len(data), zlib.crc32(data))
 
 
-def read_back(path: Path, written: Written) -> None:
-    """Compare a file with what was written to it. Raises BadFile where it differs."""
+def read_back(path: Path, checksums: Mapping[int, tuple[int, int]]) -> None:
+    """Compare a file with the sizes and CRC-32 of what was written to it. Raises BadFile where it differs."""
     with path.open("rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from the cache
-        for position, (size, checksum) in sorted(written.checksums.items()):
+        for position, (size, checksum) in sorted(checksums.items()):
             file.seek(position)
             if zlib.crc32(file.read(size)) != checksum:
                 raise BadFile(f"{path}: what was read back at byte {position} is not what was written: the disk errs")

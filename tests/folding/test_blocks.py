@@ -1,5 +1,7 @@
 """Large weights in blocks: the same result as in one piece, for every family, wherever the cuts fall."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from nets import VARIANTS, Variant, random_for, variant_id
@@ -22,8 +24,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_blocks(weight: Tensor, stack: list[Change], **options: object) -> tuple[Tensor, int]:
     cut = row_blocks(weight.shape, stack)
     assert [a for a, _ in cut] == [0, *(b for _, b in cut[:-1])] and cut[-1][1] == weight.shape[0], "no row twice"
-    parts = [merged_rows(weight[a:b], on_rows(stack, a, b, weight.shape), **options) for a, b in cut]  # type: ignore[arg-type]
-    return torch.cat(parts), len(cut)
+    out = torch.full_like(weight, float("nan"))
+    for a, b in cut:
+        merged_rows(weight[a:b], on_rows(stack, a, b, weight.shape), out[a:b], **options)  # type: ignore[arg-type]
+    return out, len(cut)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
@@ -63,15 +67,43 @@ def test_stacks_and_slices(sequential: bool) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
-def test_sums_in_place_have_the_same_bits_and_leave_the_factors_alone(variant: Variant) -> None:
+def test_in_place_as_by_the_formula(variant: Variant) -> None:
+    """And neither the weight nor the factors are written to."""
     for shape in SHAPES:
-        adapter = random_for(variant, shape, rank=2, dtype=torch.float64)
-        if adapter is None:
-            continue
-        before = {name: factor.clone() for name, factor in adapter.factors().items()}
-        weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        kept = weight.clone()
-        stack = [Change(adapter, 0.7), Change(adapter, -0.2)]
-        assert torch.equal(merged_rows(weight, stack), merged(weight, stack))
-        assert torch.equal(weight, kept)
-        assert all(torch.equal(factor, before[name]) for name, factor in adapter.factors().items())
+        for rank, convention in ((2, "interpolate"), (2, "lycoris"), (3, "interpolate")):
+            adapter = random_for(variant, shape, rank=rank, dtype=torch.float64)
+            if adapter is None:
+                continue
+            adapter = replace(adapter, convention=convention)
+            before = {name: factor.clone() for name, factor in adapter.factors().items()}
+            weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+            for strength in (0.7, 1.0, -0.2):
+                given = weight.clone()
+                adapter.apply_to(given, strength)
+                assert not torch.equal(given, weight)
+                torch.testing.assert_close(given, adapter.apply(weight, strength), rtol=1e-12, atol=1e-12)
+            for stack in ([Change(adapter, 0.7)], [Change(adapter, 0.7), Change(adapter, -0.2)]):
+                kept = weight.clone()
+                for dtype in (torch.float64, torch.bfloat16, torch.float16):
+                    out = torch.empty_like(weight, dtype=dtype)
+                    merged_rows(weight, stack, out)
+                    assert torch.equal(out, merged(weight, stack, result=dtype)), dtype
+                assert torch.equal(weight, kept)
+            assert all(torch.equal(factor, before[name]) for name, factor in adapter.factors().items())
+
+
+@pytest.mark.parametrize("name", ["locon2", "loha4", "lokr2", "lokr3"])
+def test_no_product_of_a_weights_size_where_torch_has_one_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = next(v for v in VARIANTS if v[0].name + str(len(v[1])) == name)
+    adapter = random_for(variant, (60, 26), rank=2)
+    assert adapter is not None
+    weight = torch.randn(60, 26).bfloat16()
+    wanted = merged(weight, [Change(adapter, 0.7)])
+
+    def product(*_: object) -> Tensor:
+        raise AssertionError("a product of the weight's size was made")
+
+    monkeypatch.setattr(type(adapter), "product", product)
+    out = torch.empty_like(weight)
+    merged_rows(weight, [Change(adapter, 0.7)], out)
+    assert torch.equal(out, wanted) and not torch.equal(out, weight)
