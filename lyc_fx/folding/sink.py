@@ -53,6 +53,7 @@ class Sink:
     ) -> None:
         try:
             if error is None:
+                assert self._failure or not any(stretch.missing for stretch in list(self._stretches.values()))
                 self._wait(lambda: not self._stretches)
         finally:
             self._writers.shutdown(cancel_futures=True)
