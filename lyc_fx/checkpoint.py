@@ -28,7 +28,7 @@ from lyc_fx.stack import Adapters, Blocks, Stack, stacked
 
 Path_ = str | os.PathLike[str]
 MEMORY = 512 * 2**20
-"""Bytes that blocks in work may need together"""
+"""Bytes that blocks in work, and results that wait for the disk, may need together"""
 
 
 def fold_checkpoint(
@@ -61,7 +61,7 @@ def fold_checkpoint(
     `dtype` is another dtype for all floating tensors. `rounding="stochastic"` rounds to either neighbour, right on
     average; what is drawn depends on `seed`.
 
-    Weights are read, merged and written in blocks by several threads; `memory` (bytes) bounds what the blocks need.
+    Weights are read, merged and written in blocks by several threads; `memory` (bytes) bounds what these need.
     The bytes of the output do not depend on either. `verify` reads the output back from the disk. The metadata is
     kept, and says what was folded in (`lyc_fx.fold`: digests, strengths, version).
 
@@ -118,7 +118,7 @@ class Fold:
         blocks = {t.name: self.merger.blocks(part.prefix + t.name) for t in part.layout.tensors}
         work = jobs(part.layout, layout, {name: rows for name, rows in blocks.items() if rows is not None})
         _reserve(target, layout.bytes)
-        waiting = self.memory // 4
+        waiting = self.memory // 4  # the rest is for blocks in work
         with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
             sink.put(0, layout.header)
             run(part.path, sink, work, self.merger.of(part.prefix), memory=self.memory - waiting, progress=progress)

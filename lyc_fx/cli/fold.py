@@ -62,7 +62,9 @@ def command(
         Rounding.nearest
     ),
     seed: Annotated[int, typer.Option(help="Of --rounding stochastic.")] = 0,
-    memory: Annotated[int, typer.Option(metavar="MIB", min=1, help="MiB that blocks in work may need together.")] = 512,
+    memory: Annotated[
+        int, typer.Option(metavar="MIB", min=1, help="MiB that blocks in work and results may need.")
+    ] = 512,
     verify: Annotated[bool, typer.Option("--verify", help="Read the output back from the disk, and compare.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Of a folder: keep finished shards when interrupted, and go on from them.")

@@ -118,11 +118,7 @@ class _Crew:
             with self.changed:
                 self.changed.wait_for(lambda: not self.needed or self.needed + need <= self.memory)
                 self.needed += need
-            try:
-                return job, self.sink.room(*job.target_bytes)
-            except BaseException:
-                self.needed -= need
-                raise
+            return job, self.sink.room(*job.target_bytes)
 
     def _copy(self, job: Copy, room: list[memoryview]) -> None:
         position = job.source
