@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,13 +40,9 @@ def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[s
     for source in inputs:
         if target.exists() and Path(source).exists() and os.path.samefile(target, source):
             raise BadFile(f"{target}: is an input as well as the output; name another output")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
-    os.close(handle)
-    part = Path(name)
-    try:
+    part = unique(target)
+    try:  # before the file is there: a signal may come at any time
+        part.touch(0o600, exist_ok=False)
         yield part
         sync(part)
         part.chmod(0o666 & ~umask())
@@ -59,6 +55,11 @@ def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[s
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+def unique(target: Path) -> Path:
+    """A name beside `target` that nothing has yet."""
+    return target.absolute().with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.part")
 
 
 def write_safetensors(

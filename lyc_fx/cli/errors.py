@@ -20,12 +20,15 @@ def interrupt(number: int, _: FrameType | None) -> None:
 
 
 def leave(code: object) -> None:
-    """End the process at once: that torch takes itself apart first costs a quarter of a second."""
+    """End the process, if all is well at once: that torch takes itself apart first costs a quarter of a second.
+
+    After an error, frames may be left that clean up when Python's own end destroys them.
+    """
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-        if "torch" in sys.modules:
-            os._exit(code if isinstance(code, int) else int(code is not None))
+        if "torch" in sys.modules and not code:
+            os._exit(0)
     except OSError:  # a closed pipe, of which Python says so at its own end
         pass
     sys.exit(code)  # type: ignore[arg-type]

@@ -5,14 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing, sync, umask
+from lyc_fx.files import replacing, sync, umask, unique
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 
@@ -46,10 +45,12 @@ def _folder(target: Path, fold: "Fold", all_: Ranks, *, resume: bool, progress: 
             raise BadFile(f"{target}: exists; the output of a folder is a new one: name another")
         if target.resolve() == fold.base.root.resolve() or fold.base.root.resolve() in target.resolve().parents:
             raise BadFile(f"{target}: lies in the base; name another output")
-    fingerprint = _fingerprint(fold)
-    work = Path(all_.said(lambda: str(_workspace(target, fingerprint, resume=resume))))
+    work = Path(all_.said(lambda: str(_workspace(target, resume=resume))))
     done = False
     try:
+        with all_.together():
+            if all_.first:
+                _begin(work, target, _fingerprint(fold), resume=resume)
         with all_.together(), locked(work, alone=resume and all_.first):
             for part in all_.share(fold.base.parts, lambda p: p.layout.bytes):
                 shard = work / part.inside
@@ -70,22 +71,20 @@ def _folder(target: Path, fold: "Fold", all_: Ranks, *, resume: bool, progress: 
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _workspace(target: Path, fingerprint: str, *, resume: bool) -> Path:
+def _workspace(target: Path, *, resume: bool) -> Path:
     """The folder that will become the output: one of its own, or that of the run that is resumed."""
-    parent = target.absolute().parent
+    return target.absolute().with_name(f".{target.name[:40]}.resume") if resume else unique(target)
+
+
+def _begin(work: Path, target: Path, fingerprint: str, *, resume: bool) -> None:
     try:
-        if not resume:
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=parent))
-        else:
-            work = parent / f".{target.name[:40]}.resume"
-            work.mkdir(exist_ok=True)
+        work.mkdir(0o700, exist_ok=resume)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
     mark = work / _FINGERPRINT
     if mark.exists() and mark.read_text() != fingerprint:
         raise BadFile(f"{work}: holds another fold that was not finished; remove it, or finish that one first")
     mark.write_text(fingerprint)
-    return work
 
 
 def _fingerprint(fold: "Fold") -> str:

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing, umask, write_safetensors
+from lyc_fx.files import replacing, umask, unique, write_safetensors
 from lyc_fx.formats.format import Contents
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -26,11 +25,9 @@ def save(contents: Contents, path: str | os.PathLike[str], inputs: Iterable[str 
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadFile(f"{target}: exists; a PEFT adapter is a directory of its own: name a new one")
+    part = unique(target)
     try:
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".part", dir=target.absolute().parent))
-    except OSError as error:
-        raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
-    try:
+        part.mkdir(0o700)
         _write(contents, part / TENSORS, ())
         with replacing(part / CONFIG) as file:
             file.write_text(json.dumps(contents.config, indent=2) + "\n")
