@@ -181,12 +181,14 @@ class Adapter(ABC):
     @final
     def to(self, dtype: torch.dtype) -> Self:
         """The same adapter with its factors in `dtype`."""
-        return self.with_factors({n: f if f.dtype == dtype else f.to(dtype) for n, f in self.factors().items()})
+        other = {n: f.to(dtype) for n, f in self.factors().items() if f.dtype != dtype}
+        return self.with_factors(other) if other else self
 
     @final
     def to_device(self, device: torch.device) -> Self:
         """The same adapter with its factors on `device`."""
-        return self.with_factors({n: f if f.device == device else f.to(device) for n, f in self.factors().items()})
+        other = {n: f.to(device) for n, f in self.factors().items() if f.device != device}
+        return self.with_factors(other) if other else self
 
     @final
     def structure(self) -> tuple[Any, ...]:

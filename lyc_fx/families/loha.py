@@ -12,6 +12,9 @@ from lyc_fx.families.locon import LoCon
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix, tucker, with_core
 
+PIECE = 1 << 17
+"""Elements that are added at once, so that both products stay in a core's cache"""
+
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,7 +90,14 @@ class LoHa(Decomposable):
         return left * right
 
     def add_to(self, weight: Tensor, scale: float) -> None:
-        weight.addcmul_(*self._sides(weight.shape), value=scale)
+        if self.t1 is not None:
+            weight.addcmul_(*self._sides(weight.shape), value=scale)
+            return
+        step = max(1, PIECE // weight[0].numel())
+        pieces = zip(*(part.split(step) for part in (weight, self.w1_a, self.w2_a)), strict=True)
+        for rows, left, right in pieces:
+            both = low_rank(left, self.w1_b, rows.shape), low_rank(right, self.w2_b, rows.shape)
+            rows.addcmul_(*both, value=scale)
 
     def _sides(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """The two matrices whose entries are multiplied, in the shape of the weight."""

@@ -12,7 +12,7 @@ from typing import Self, final
 
 from lyc_fx.folding.direct import DirectFile
 
-STRETCH = 1 << 21
+STRETCH = 1 << 23
 """Bytes that are written at once"""
 _WRITERS = 2
 

@@ -7,7 +7,7 @@ import torch
 from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.families import Change, blocks, merged
+from lyc_fx.families import Change, blocks, loha, merged
 from lyc_fx.families.blocks import on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows
 
@@ -19,6 +19,7 @@ WHOLE = {"tlora", "boft", "experts"}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 200)
+    monkeypatch.setattr(loha, "PIECE", 60)
 
 
 def in_blocks(weight: Tensor, stack: list[Change], **options: object) -> tuple[Tensor, int]:
