@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import final
@@ -25,11 +26,11 @@ class Stored:
     start: int
     """Its first byte in the file"""
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Of one row: an index of the first dimension."""
         return prod(self.shape[1:]) * self.dtype.itemsize

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 from lyc_fx.families.blocks import row_blocks
@@ -41,12 +42,12 @@ class Compute:
     def name(self) -> str:
         return self.source.name
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the output."""
         return (self.rows[1] - self.rows[0]) * self.target.row_bytes
 
-    @property
+    @cached_property
     def target_bytes(self) -> tuple[int, int]:
         """Where they go in the output."""
         first = self.target.start + self.rows[0] * self.target.row_bytes

@@ -19,6 +19,8 @@ from lyc_fx.fitting import Weight
 from lyc_fx.folding.jobs import Compute
 
 Seed = int | None
+_KEPT = 2 * (os.cpu_count() or 1)
+"""Weights whose prepared factors are kept: at least as many as are in work at once, or they are prepared twice"""
 
 
 @final
@@ -52,7 +54,7 @@ class Merger:
         """A weight's changes; small factors already in the dtype of sums."""
         with self._lock:
             if name not in self._ready:
-                while len(self._ready) > 2 * (os.cpu_count() or 1):
+                while len(self._ready) > _KEPT:
                     self._ready.pop(next(iter(self._ready)))
                 dtype = sums_dtype(self.compute, torch.device("cpu"))
                 self._ready[name] = [prepared(change, dtype) for change in self._changes(name)]
