@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.blockwise import Run, merged_into
+from lyc_fx.blockwise import Run, at_once, merging
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter, Change, refuse_lost
+from lyc_fx.families.blocks import BLOCK
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
@@ -76,14 +77,18 @@ class Binding:
     ) -> None:
         """The weight with all its adapters, into a tensor of its shape, block by block; it may be the weight itself.
 
-        Raises BadAdapter where the result overflows: then `out` holds it all the same.
+        Raises BadAdapter, when `run` is done with it, where the result overflows: then `out` holds it all the same.
         """
         changes = [bound.change(out.device) for bound in self.active(target)]
-        with solvable(target):
-            lost = merged_into(
-                weight, changes, out, run, transposed=transposed, compute=compute, sequential=self.sequential
-            )
-        refuse_lost(target, lost, out)
+        block, rows = merging(weight, changes, out, transposed=transposed, compute=compute, sequential=self.sequential)
+
+        def solved(each: Rows) -> int:
+            with solvable(target):
+                return block(each)
+
+        if len(rows) == 1 and weight.numel() > BLOCK:
+            run = at_once  # with all of torch's threads for the one block
+        run(solved, rows, lambda lost: refuse_lost(target, lost, out))
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """What speaks against this weight as the base of its adapters."""

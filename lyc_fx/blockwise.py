@@ -1,9 +1,11 @@
-"""A merged weight, computed and rounded in blocks of rows: no temporary is as large as the weight."""
+"""Merged weights, computed and rounded in blocks of rows: no temporary is as large as a weight."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,21 +16,24 @@ from lyc_fx.families.blocks import Rows, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 
-Run = Callable[[Callable[[Rows], int], Iterable[Rows]], Iterable[int]]
-"""`map`, or one that computes several blocks at a time"""
+Block = Callable[[Rows], int]
+"""Computes some rows; how many finite values overflowed"""
+Then = Callable[[int], None]
+"""Is told how many did in all of a weight"""
+Run = Callable[[Block, Sequence[Rows], Then], None]
+"""Computes the blocks of a weight, now or later"""
 
 
-def merged_into(
+def merging(
     weight: Tensor,
     stack: Sequence[Change],
     out: Tensor,
-    run: Run = map,
     *,
     transposed: bool = False,
     compute: torch.dtype | None = None,
     sequential: bool = False,
-) -> int:
-    """`out ← round(W + Σ change)`, as `families.merged`; how many finite values overflowed.
+) -> tuple[Block, list[Rows]]:
+    """The blocks of `out ← round(W + Σ change)`, as `families.merged`, in whatever order they are computed.
 
     `out` has the weight's shape, and its device and dtype are the result's; it may be the weight itself, for a block
     reads and writes its own rows alone. Where the blocks are cut depends on the shape and the adapters only, so that
@@ -37,9 +42,11 @@ def merged_into(
     shape = tuple(weight.shape)[::-1] if transposed else tuple(weight.shape)
     base, target = (weight.t(), out.t()) if transposed else (weight, out)
     ready = [prepared(change, sums_dtype(compute, out.device)) for change in stack]
+    cut = row_blocks(shape, ready)
 
-    def block(rows: Rows, piece: slice | None = None) -> int:
-        before, after = (base, target) if piece is None else (base[piece], target[piece])
+    def block(rows: Rows) -> int:
+        whole = len(cut) == 1  # also of a weight without dimensions
+        before, after = (base, target) if whole else (base[slice(*rows)], target[slice(*rows)])
         changes = on_rows(ready, *rows, shape)
         with torch.inference_mode(out.is_inference()), torch.no_grad():  # a thread has modes of its own
             before = before.to(out.device)
@@ -49,21 +56,56 @@ def merged_into(
             after.copy_(result)
         return lost
 
-    blocks = row_blocks(shape, ready)
-    if len(blocks) == 1:
-        return block(blocks[0])
-    return sum(run(lambda rows: block(rows, slice(*rows)), blocks))
+    return block, cut
+
+
+def at_once(block: Block, rows: Sequence[Rows], then: Then) -> None:
+    """A `Run` without threads."""
+    then(sum(map(block, rows)))
+
+
+@final
+class Crew:
+    """A `Run` by several threads, a few weights at a time; `finish` waits for all that was begun."""
+
+    def __init__(self, pool: ThreadPoolExecutor, ahead: int) -> None:
+        """`ahead` bounds the blocks that wait, as long as they are of several weights."""
+        self._pool, self._ahead = pool, ahead
+        self._begun: deque[tuple[list[Future[int]], Then]] = deque()
+
+    def __call__(self, block: Block, rows: Sequence[Rows], then: Then) -> None:
+        self._begun.append(([self._pool.submit(block, each) for each in rows], then))
+        while len(self._begun) > 1 and sum(len(blocks) for blocks, _ in self._begun) > self._ahead:
+            self._end_first()
+
+    def now(self, block: Block, rows: Sequence[Rows], then: Then) -> None:
+        """For a weight that is needed at once."""
+        self(block, rows, then)
+        self.finish()
+
+    def finish(self) -> None:
+        """Raises what a block, or the `then` of a weight, raised."""
+        while self._begun:
+            self._end_first()
+
+    def _end_first(self) -> None:
+        blocks, then = self._begun.popleft()
+        then(sum(block.result() for block in blocks))
 
 
 @contextmanager
-def threads() -> Iterator[Run]:
-    """A `map` over as many threads as torch uses here, each of which computes alone.
+def threads() -> Iterator[Crew]:
+    """As many threads as torch uses here, each of which computes alone. `finish` before the end: what has not begun by
+    then never will.
 
     That is faster than blocks that are each spread over all threads, and no block's bits depend on their number.
     """
     count = torch.get_num_threads()
     try:
         with kept(), ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as pool:
-            yield pool.map
+            try:
+                yield Crew(pool, 4 * count)
+            finally:
+                pool.shutdown(cancel_futures=True)
     finally:
         torch.set_num_threads(count)  # else threads that begin later would take the workers' number

@@ -50,8 +50,10 @@ def merge(
         for name in filter(binding.active, binding.targets):
             slot = found[name]
             notes += binding.doubts(name, slot.read(), transposed=slot.transposed)
-            slot.write(partial(binding.fill, name, run=run, transposed=slot.transposed, compute=compute), undo)
+            mode = run if slot.obstacle is None else run.now  # then it is not overwritten, but put into place
+            slot.write(partial(binding.fill, name, run=mode, transposed=slot.transposed, compute=compute), undo)
             notes += [slot.note] if slot.note is not None else []
+        run.finish()
         undo.pop_all()
     return replace(binding.report, notes=tuple(notes))
 

@@ -94,6 +94,7 @@ class Live:
                 overwrite(before[name], self._store.keep(name, before[name]))
             for name, slot in wanted.items():
                 self._write(name, slot, binding, undo, run, compute, pristine=name not in before)
+            run.finish()
             self._adapted = chosen
             self.report = report
             undo.pop_all()

@@ -7,7 +7,7 @@ import torch
 from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.blockwise import merged_into, threads
+from lyc_fx.blockwise import Run, at_once, merging, threads
 from lyc_fx.families import Change, blocks, merged
 
 
@@ -15,6 +15,12 @@ from lyc_fx.families import Change, blocks, merged
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "BLOCK", 100)
     yield
+
+
+def merged_into(weight: Tensor, stack: list[Change], out: Tensor, run: Run = at_once, **options: bool) -> int:
+    lost: list[int] = []
+    run(*merging(weight, stack, out, **options), lost.append)  # type: ignore[arg-type]
+    return sum(lost)
 
 
 def changes(variant: Variant, shape: tuple[int, ...]) -> list[Change]:
@@ -41,6 +47,7 @@ def test_blocks_give_the_whole(variant: Variant, shape: tuple[int, ...], sequent
     in_place = weight.clone()
     with threads() as run:
         merged_into(in_place, stack, in_place, run, sequential=sequential)
+        run.finish()
     assert torch.equal(in_place, out)
     if len(shape) == 2:
         turned = weight.t().contiguous()
@@ -57,7 +64,7 @@ def test_threads_do_not_change_bits(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.set_num_threads(count)
             found.append(torch.empty_like(weight))
             with threads() as run:
-                merged_into(weight, stack, found[-1], run)
+                merged_into(weight, stack, found[-1], run.now)
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
