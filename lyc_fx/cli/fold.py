@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from lyc_fx.cli.arguments import Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
+from lyc_fx.folding.ahead import begin
 
 if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet
@@ -81,6 +82,8 @@ def command(
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # under torchrun the first rank speaks for all
     started = perf_counter()
     with working("loading the adapters", quiet=quiet):
+        if not dry_run:
+            begin(base)  # the import of torch takes a second
         import torch
 
         from lyc_fx import fold_checkpoint

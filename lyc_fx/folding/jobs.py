@@ -17,7 +17,7 @@ COPIED = 1 << 24
 class Copy:
     """Bytes as they are."""
 
-    source: int
+    source_start: int
     target: int
     size: int
     name: str
@@ -41,6 +41,11 @@ class Compute:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @cached_property
+    def source_start(self) -> int:
+        """Their first byte in the base."""
+        return self.source.start + self.rows[0] * self.source.row_bytes
 
     @cached_property
     def size(self) -> int:
@@ -72,8 +77,8 @@ def jobs(source: Layout, target: Layout, blocks: dict[str, list[tuple[int, int]]
         if wanted is None and old.dtype != new.dtype:
             wanted = row_blocks(old.shape, [])
         if wanted is None:
-            if run is not None and run.source + run.size == old.start and run.target + run.size == new.start:
-                run = Copy(run.source, run.target, run.size + old.bytes, old.name)
+            if run is not None and run.source_start + run.size == old.start and run.target + run.size == new.start:
+                run = Copy(run.source_start, run.target, run.size + old.bytes, old.name)
             else:
                 yield from _pieces(run)
                 run = Copy(old.start, new.start, old.bytes, old.name)
@@ -88,4 +93,4 @@ def _pieces(run: Copy | None) -> Iterator[Copy]:
     """A long stretch in parts."""
     for first in range(0, run.size if run else 0, COPIED):
         assert run is not None
-        yield Copy(run.source + first, run.target + first, min(COPIED, run.size - first), run.name)
+        yield Copy(run.source_start + first, run.target + first, min(COPIED, run.size - first), run.name)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lyc_fx.allocator import kept
 from lyc_fx.errors import BadFile
+from lyc_fx.folding.ahead import WINDOW, ask, begin
 from lyc_fx.folding.jobs import Compute, Copy
 from lyc_fx.folding.sink import Sink
 
@@ -50,6 +51,7 @@ def run(
 
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
+    begin(source, 2 * WINDOW)  # the header is not among what the jobs read
     threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads) as pool:
         crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
@@ -121,7 +123,7 @@ class _Crew:
             return job, self.sink.room(*job.target_bytes)
 
     def _copy(self, job: Copy, room: list[memoryview]) -> None:
-        position = job.source
+        position = job.source_start
         for part in room:
             self._read(position, part)
             position += len(part)
@@ -133,7 +135,7 @@ class _Crew:
         size = (last - first) * job.source.row_bytes
         buffer = buffer if len(buffer) >= size else bytearray(size)
         data = memoryview(buffer)[:size]
-        self._read(job.source.start + first * job.source.row_bytes, data)
+        self._read(job.source_start, data)
         rows = torch.frombuffer(data, dtype=job.source.dtype).reshape(shape) if len(data) else torch.empty(shape)
         whole = len(room) == 1 and job.target_bytes[0] % job.target.dtype.itemsize == 0
         dtype = job.target.dtype
@@ -147,6 +149,7 @@ class _Crew:
         return buffer
 
     def _read(self, position: int, into: memoryview) -> None:
+        ask(self.source, position + WINDOW, len(into))
         done = 0
         while done < len(into):
             count = os.preadv(self.source, [into[done:]], position + done)
