@@ -115,8 +115,8 @@ class Fold:
     def write(self, part: Part, target: Path, progress: Progress) -> None:
         """Write the merged copy of one file."""
         layout = self.layout(part)
-        blocks = {t.name: self.merger.blocks(part.prefix + t.name) for t in part.layout.tensors}
-        work = jobs(part.layout, layout, {name: rows for name, rows in blocks.items() if rows is not None})
+        cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
+        work = jobs(part.layout, layout, {name: cut for name, cut in cuts.items() if cut is not None})
         _reserve(target, layout.bytes)
         waiting = self.memory // 4  # the rest is for blocks in work
         with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:

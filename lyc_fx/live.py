@@ -35,8 +35,8 @@ def merge(
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
     dtype than float64). Everything is checked before anything is changed, and where a merge fails all the same
     (or is interrupted) the model is as it was, to the bit: until the end, a copy of each changed weight is kept on
-    the CPU. Besides these copies, a merge needs memory for some blocks of one weight (a weight whose rows depend on
-    each other, as under OFT, is one block). A weight that shares memory with another one gets its own, and the
+    the CPU. Besides these copies, a merge needs memory for some blocks of a weight (all of it under T-LoRA, whose
+    singular vectors are those of the whole). A weight that shares memory with another one gets its own, and the
     report says so. Adapters, strengths, `convention` and `sequential` are as in `splice`.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, or naming a merged weight that

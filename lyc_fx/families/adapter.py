@@ -139,6 +139,14 @@ class Adapter(ABC):
         """
         return None
 
+    def columns(self, start: int, stop: int, shape: Shape) -> "Adapter | None":
+        """The adapter of some inputs (dimension 1 of the weight) alone: `columns(a, b, W.shape).apply(W[:, a:b], s) =
+        apply(W, s)[:, a:b]`, exactly; None where they depend on each other.
+
+        It is asked for where `rows` cannot be: a family whose rows never depend on each other need not have it.
+        """
+        return None
+
     def compact(self) -> "Adapter":
         """The same effect with smaller factors, where some of their rows and columns have none."""
         return self

@@ -9,6 +9,8 @@ from lyc_fx.families.shapes import Shape
 
 BLOCK = 1 << 19
 """Elements of a block: a constant, so that results do not depend on memory or threads."""
+WIDE = 1 << 21
+"""Elements of a piece of columns. Larger than a block: what OFT solves for its rotations is solved for each"""
 Rows = tuple[int, int]
 
 
@@ -40,6 +42,31 @@ def on_rows(stack: Sequence[Change], start: int, stop: int, shape: Shape) -> lis
             adapter = change.adapter.rows(start - first, stop - first, (last - first, *shape[1:]))
             found.append(Change(adapter, change.strength))
     return found
+
+
+def pieces(shape: Shape, stack: Sequence[Change]) -> list[tuple[int, Rows]]:
+    """The parts, each with the dimension along which it is cut, of a weight that is in memory as a whole.
+
+    Where rows depend on each other, columns (dimension 1) may not.
+    """
+    rows = row_blocks(shape, stack)
+    if len(rows) > 1 or prod(shape) <= WIDE or len(shape) < 2 or any(change.rows for change in stack):
+        return [(0, each) for each in rows]
+    if any(change.adapter.columns(0, 1, shape) is None for change in stack):
+        return [(0, each) for each in rows]
+    return [(1, each) for each in _cut(0, shape[1], max(1, WIDE // (shape[0] * prod(shape[2:]))))]
+
+
+def at_once(shape: Shape, stack: Sequence[Change]) -> int:
+    """Elements of the largest of `pieces`."""
+    cut = pieces(shape, stack)
+    return max((prod(shape) // shape[dim] * (stop - start) for dim, (start, stop) in cut), default=0) if shape else 1
+
+
+def on_columns(stack: Sequence[Change], start: int, stop: int, shape: Shape) -> list[Change]:
+    """The changes of some columns alone."""
+    cut = [change.adapter.columns(start, stop, shape) for change in stack]
+    return [Change(adapter, change.strength) for adapter, change in zip(cut, stack, strict=True) if adapter]
 
 
 def _step(start: int, stop: int, shape: Shape, stack: Sequence[Change], at_most: int) -> int | None:

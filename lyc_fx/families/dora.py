@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive, Strength
+from lyc_fx.families.adapter import Adapter, Additive, Strength
 from lyc_fx.families.shapes import Shape
 
 DORA: Mapping[str, str] = {"magnitude": "dora_scale"}
@@ -86,6 +86,17 @@ class Decomposable(Additive):
                 "a magnitude per input is taken over all rows of a fused weight, and the model has them apart"
             )
         return self.magnitude[start:stop]
+
+    @final
+    def columns(self, start: int, stop: int, shape: Shape) -> "Adapter | None":
+        if self.magnitude is None:
+            return self.product_columns(start, stop, shape)
+        cut = self.product_columns(start, stop, shape) if _kept(self.magnitude, shape) == 1 else None
+        return None if cut is None else replace(cut, magnitude=self.magnitude[:, start:stop])
+
+    def product_columns(self, start: int, stop: int, shape: Shape) -> "Decomposable | None":
+        """`columns` besides the magnitude."""
+        return None
 
     @final
     def change(self, weight: Tensor, strength: Strength) -> Tensor:

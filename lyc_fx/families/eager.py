@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.families.adapter import Additive
-from lyc_fx.families.blocks import BLOCK
+from lyc_fx.families.blocks import BLOCK, on_columns, on_rows, pieces
 from lyc_fx.families.merged import Change, merged, sums_dtype
-from lyc_fx.families.rounding import Rounding, nearest, round_into
+from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
 
 
 def merged_rows(
@@ -36,6 +36,27 @@ def merged_rows(
     else:
         total = merged(rows, stack, compute=dtype, sequential=sequential, result=dtype)
     round_into(out, total, rounding)
+
+
+def merged_whole(
+    weight: Tensor,
+    stack: Sequence[Change],
+    out: Tensor,
+    *,
+    compute: torch.dtype | None = None,
+    sequential: bool = False,
+    rounding: Rounding = nearest,
+) -> None:
+    """`merged_rows` for a weight of any size: piece by piece, where the adapters can be cut."""
+    cut = pieces(weight.shape, stack)
+    if len(cut) == 1:
+        merged_rows(weight, stack, out, compute=compute, sequential=sequential, rounding=rounding)
+        return
+    for dim, (start, stop) in cut:
+        part = (on_columns if dim else on_rows)(stack, start, stop, weight.shape)
+        before, after = (each.narrow(dim, start, stop - start) for each in (weight, out))
+        apart = rounding.at(f"{dim} {start}") if isinstance(rounding, Stochastic) else rounding
+        merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart)
 
 
 def _additive(change: Change) -> bool:

@@ -1,6 +1,6 @@
 """Experts: one low-rank product for each slice of a 3-D parameter, such as the experts of a mixture (PEFT)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -46,6 +46,15 @@ class Experts(Additive):
                 f"whether the weight {tuple(shape)} is (experts, out, in) or (experts, in, out) cannot be told: "
                 "merge with PEFT"
             )
+
+    def row_step(self, shape: Shape, at_most: int) -> int:
+        return at_most
+
+    def rows(self, start: int, stop: int, shape: Shape) -> "Experts":
+        """Some experts, or of a matrix some rows."""
+        if len(shape) == 2:
+            return replace(self, up=self.up[:, start:stop])
+        return replace(self, up=self.up[start:stop], down=self.down[start:stop])
 
     def product(self, shape: Shape) -> Tensor:
         up, down = self.up, self.down

@@ -9,7 +9,7 @@ from torch import Tensor
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix, tucker, with_core
+from lyc_fx.families.tensors import low_rank, matrix, some_inputs, tucker, with_core
 
 
 @final
@@ -60,6 +60,11 @@ class LoCon(Decomposable):
 
     def rows(self, start: int, stop: int, shape: Shape) -> "LoCon":
         return replace(self, up=self.up[start:stop], magnitude=self.magnitude_rows(start, stop, shape))
+
+    def product_columns(self, start: int, stop: int, shape: Shape) -> "LoCon":
+        if self.mid is not None:
+            return replace(self, down=self.down[:, start:stop])
+        return replace(self, down=some_inputs(self.down, start, stop, shape))
 
     def compact(self) -> "LoCon":
         """Without the columns of `up` that are zero: a fused adapter that was trained as several is block-sparse."""

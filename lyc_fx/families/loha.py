@@ -10,7 +10,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.locon import LoCon
 from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix, tucker, with_core
+from lyc_fx.families.tensors import low_rank, matrix, some_inputs, tucker, with_core
 
 PIECE = 1 << 17
 """Elements that are added at once, so that both products stay in a core's cache"""
@@ -84,6 +84,12 @@ class LoHa(Decomposable):
     def rows(self, start: int, stop: int, shape: Shape) -> "LoHa":
         at = slice(start, stop) if self.t1 is None else (slice(None), slice(start, stop))
         return replace(self, w1_a=self.w1_a[at], w2_a=self.w2_a[at], magnitude=self.magnitude_rows(start, stop, shape))
+
+    def product_columns(self, start: int, stop: int, shape: Shape) -> "LoHa":
+        if self.t1 is not None:
+            return replace(self, w1_b=self.w1_b[:, start:stop], w2_b=self.w2_b[:, start:stop])
+        first, second = (some_inputs(each, start, stop, shape) for each in (self.w1_b, self.w2_b))
+        return replace(self, w1_b=first, w2_b=second)
 
     def product(self, shape: Shape) -> Tensor:
         left, right = self._sides(shape)

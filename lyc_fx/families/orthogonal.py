@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -61,6 +61,10 @@ class Orthogonal(Adapter):
         self.fit_blocks(shape[0])
         if self.rescale is not None and self.rescale.numel() != shape[0]:
             raise BadAdapter(f"rescale is {tuple(self.rescale.shape)}, the weight has {shape[0]} output rows")
+
+    @final
+    def columns(self, start: int, stop: int, shape: Shape) -> Self:
+        return self
 
     @final
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:

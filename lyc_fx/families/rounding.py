@@ -49,6 +49,10 @@ class Stochastic:
     place: str
     """Such as the name of a weight and its first row"""
 
+    def at(self, place: str) -> "Stochastic":
+        """For a part of that place."""
+        return Stochastic(self.seed, f"{self.place} {place}")
+
     def __call__(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         near = nearest(values, dtype)
         if near.dtype == values.dtype or not dtype.is_floating_point:

@@ -1,6 +1,7 @@
 """Products that several families share, written in the few operators that the passes know by name."""
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -8,6 +9,12 @@ from torch import Tensor
 def matrix(factor: Tensor) -> Tensor:
     """`(a, b, *K)` → `(a, b·K)`; a matrix stays itself, without a no-op node in a traced graph."""
     return factor if factor.dim() == 2 else factor.flatten(1)
+
+
+def some_inputs(factor: Tensor, start: int, stop: int, shape: Sequence[int]) -> Tensor:
+    """Of `(r, I, *K)` or `(r, I·K)`, for a weight `(O, I, *K)`, some inputs: `(r, (stop - start) · K)`."""
+    taps = prod(shape[2:])
+    return matrix(factor)[:, start * taps : stop * taps]
 
 
 def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:

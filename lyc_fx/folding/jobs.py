@@ -3,13 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import NamedTuple, final
 
-from lyc_fx.families.blocks import row_blocks
+from lyc_fx.families.blocks import BLOCK, Rows, row_blocks
 from lyc_fx.folding.header import Layout, Stored
 
 COPIED = 1 << 24
 """Bytes that are copied at once"""
+
+
+class Cut(NamedTuple):
+    """How a tensor is merged."""
+
+    blocks: list[Rows]
+    at_once: int
+    """Elements of a block that are computed at a time"""
 
 
 @final
@@ -36,7 +44,9 @@ class Compute:
 
     source: Stored
     target: Stored
-    rows: tuple[int, int]
+    rows: Rows
+    at_once: int
+    """Of its elements, how many are computed at a time"""
 
     @property
     def name(self) -> str:
@@ -69,13 +79,13 @@ def height(tensor: Stored) -> int:
     return tensor.shape[0] if tensor.shape else 1
 
 
-def jobs(source: Layout, target: Layout, blocks: dict[str, list[tuple[int, int]]]) -> Iterator[Copy | Compute]:
-    """Every byte of the output's data once. `blocks` are the rows of those that are computed; the rest is copied."""
+def jobs(source: Layout, target: Layout, cuts: dict[str, Cut]) -> Iterator[Copy | Compute]:
+    """Every byte of the output's data once. `cuts` are of those that are computed; the rest is copied."""
     run: Copy | None = None
     for old, new in zip(source.tensors, target.tensors, strict=True):
-        wanted = blocks.get(old.name)
+        wanted = cuts.get(old.name)
         if wanted is None and old.dtype != new.dtype:
-            wanted = row_blocks(old.shape, [])
+            wanted = Cut(row_blocks(old.shape, []), BLOCK)
         if wanted is None:
             if run is not None and run.source_start + run.size == old.start and run.target + run.size == new.start:
                 run = Copy(run.source_start, run.target, run.size + old.bytes, old.name)
@@ -85,7 +95,7 @@ def jobs(source: Layout, target: Layout, blocks: dict[str, list[tuple[int, int]]
             continue
         yield from _pieces(run)
         run = None
-        yield from (Compute(old, new, rows) for rows in wanted)
+        yield from (Compute(old, new, rows, wanted.at_once) for rows in wanted.blocks)
     yield from _pieces(run)
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lyc_fx.binding import Binding, solvable
 from lyc_fx.families import Change, refuse_overflow
-from lyc_fx.families.blocks import on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows, prepared
+from lyc_fx.families.blocks import at_once, on_rows, row_blocks
+from lyc_fx.families.eager import merged_rows, merged_whole, prepared
 from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest
 from lyc_fx.fitting import Weight
-from lyc_fx.folding.jobs import Compute
+from lyc_fx.folding.jobs import Compute, Cut
 
 Seed = int | None
 _KEPT = 2 * (os.cpu_count() or 1)
@@ -37,15 +37,15 @@ class Merger:
     _ready: dict[str, list[Change]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
-    def blocks(self, name: str) -> list[tuple[int, int]] | None:
-        """The rows in which a weight is merged; None where it has no adapter. Stored `(in, out)`, it is whole."""
+    def cut(self, name: str) -> Cut | None:
+        """How a weight is merged; None where it has no adapter. Stored `(in, out)`, it is read as a whole."""
         changes = self._changes(name)
         weight = self.weights[name]
         if not changes:
             return None
         if weight.transposed:
-            return [(0, weight.shape[0])]
-        return row_blocks(weight.shape, changes)
+            return Cut([(0, weight.shape[0])], at_once(weight.shape[::-1], changes))
+        return Cut(row_blocks(weight.shape, changes), at_once(weight.shape, changes))
 
     def _changes(self, name: str) -> list[Change]:
         return [bound.change(torch.device("cpu")) for bound in self.binding.active(name)]
@@ -73,6 +73,7 @@ class Merger:
         part = changes if job.whole else on_rows(changes, *job.rows, weight.shape)
         rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
+        merge = merged_whole if job.whole else merged_rows
         with solvable(name):
-            merged_rows(base, part, merged, compute=self.compute, sequential=self.binding.sequential, rounding=rounding)
+            merge(base, part, merged, compute=self.compute, sequential=self.binding.sequential, rounding=rounding)
         refuse_overflow(name, rows, out)

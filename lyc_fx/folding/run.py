@@ -26,6 +26,9 @@ Progress = Callable[[str, int], None]
 _MARGIN = 12
 """Bytes of working memory for each byte of a block in float64: the block, its product, its sum and so on"""
 
+_KEPT = 1 << 24
+"""Bytes of a buffer that is used again"""
+
 
 @contextmanager
 def one_thread_each() -> Any:
@@ -69,7 +72,8 @@ def _need(job: Copy | Compute) -> int:
     if isinstance(job, Copy):
         return 0
     elements = job.size // max(1, job.target.dtype.itemsize)
-    return elements * (8 * _MARGIN // 2 + job.source.dtype.itemsize)
+    stored = job.source.dtype.itemsize + job.target.dtype.itemsize
+    return min(elements, job.at_once) * 8 * _MARGIN // 2 + elements * stored
 
 
 @final
@@ -146,7 +150,7 @@ class _Crew:
             for part in room:
                 torch.frombuffer(part, dtype=torch.uint8).copy_(raw[: len(part)])
                 raw = raw[len(part) :]
-        return buffer
+        return buffer if len(buffer) <= _KEPT else bytearray()
 
     def _read(self, position: int, into: memoryview) -> None:
         ask(self.source, position + WINDOW, len(into))

@@ -7,13 +7,13 @@ import torch
 from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.families import Change, blocks, loha, merged
-from lyc_fx.families.blocks import on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows
+from lyc_fx.families import Adapter, Change, blocks, eager, loha, merged
+from lyc_fx.families.blocks import at_once, on_rows, row_blocks
+from lyc_fx.families.eager import merged_rows, merged_whole
 
 SHAPES = ((60, 26), (60, 6, 3, 3), (64, 21), (397,))
-WHOLE = {"tlora", "boft", "experts"}
-"""Families that are merged in one piece: rows depend on each other, or are experts"""
+WHOLE = {"tlora", "boft"}
+"""Families whose rows depend on each other"""
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,46 @@ def test_in_blocks_as_in_one_piece(variant: Variant, dtype: torch.dtype) -> None
                 tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0, "atol": 0}
                 torch.testing.assert_close(given, merged(weight, stack), **tolerance)
     assert True in cut or variant[0].name in WHOLE or not cut
+
+
+def can_be_cut(adapter: Adapter, shape: tuple[int, ...]) -> bool:
+    magnitude = getattr(adapter, "magnitude", None)
+    per_input = magnitude is not None and magnitude.shape[0] == 1
+    return adapter.name != "tlora" and not (adapter.name == "lokr" and per_input)
+
+
+def wholly(weight: Tensor, stack: list[Change], result: torch.dtype) -> Tensor:
+    out = torch.full_like(weight, float("nan"), dtype=result)
+    merged_whole(weight, stack, out)
+    return out
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_a_weight_in_memory_in_rows_or_columns(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows depend on each other, columns may not; where these do too, it is one piece."""
+    monkeypatch.setattr(blocks, "WIDE", 300)
+    largest: list[int] = []
+    real = eager.merged_rows
+
+    def noted(rows: Tensor, *rest: object, **options: object) -> None:
+        largest.append(rows.numel())
+        real(rows, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(eager, "merged_rows", noted)
+    for shape in SHAPES:
+        for rank, alpha in ((2, 0.0), (2, 0.3), (3, 0.0)):
+            adapter = random_for(variant, shape, rank=rank, alpha=alpha)
+            if adapter is None:
+                continue
+            stack = [Change(adapter, 0.7)]
+            weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            turned = weight.t().contiguous().t() if weight.dim() == 2 else weight
+            for given in (weight, turned):
+                largest.clear()
+                assert torch.equal(wholly(given, stack, torch.bfloat16), merged(given, stack, result=torch.bfloat16))
+                assert (len(largest) > 1) == can_be_cut(adapter, shape) and max(largest) == at_once(shape, stack)
+                exact = wholly(given.double(), stack, torch.float64)
+                torch.testing.assert_close(exact, merged(given.double(), stack), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
