@@ -20,6 +20,7 @@ from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
 from lyc_fx.folding.run import Progress, read_back, run
+from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
 from lyc_fx.formats import load
 from lyc_fx.orientation import oriented, refuse_doubtful
@@ -68,8 +69,8 @@ def fold_checkpoint(
     The output appears under its name only when it is whole. `resume` (for folders) keeps the shards that were done
     when it is interrupted, and goes on from there. Under torchrun each rank takes its share of the shards.
 
-    Raises BadFile, BadAdapter and Unsupported (a packed dtype, or a scaled one); then there is no output, and an
-    older file of that name is as it was.
+    Raises BadFile, BadAdapter and Unsupported (a packed dtype; another `dtype` for float8 in units of a scale); then
+    there is no output, and an older file of that name is as it was.
     """
     if rounding not in ("nearest", "stochastic"):
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
@@ -81,7 +82,8 @@ def fold_checkpoint(
     weights = oriented(source.weights(), patterns)
     binding = bind(stack, weights, strict=strict)
     refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
-    merger = Merger(binding, weights, compute, seed if rounding == "stochastic" else None)
+    refuse_conversion(weights, dtype)
+    merger = Merger(binding, source, weights, compute, seed if rounding == "stochastic" else None)
     fold = Fold(source, merger, dtype, _provenance(stack), memory, verify)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     written_to(Path(out), fold, inputs, resume=resume, progress=progress)

@@ -21,6 +21,13 @@ class Weight:
     dtype: torch.dtype
     transposed: bool = False
     """Stored `(in, out)`, as in Conv1D of GPT-2"""
+    scale: str | None = None
+    """The tensor that it is in units of, where that is known"""
+
+    @property
+    def height(self) -> int:
+        """Rows as it is stored; a number has one."""
+        return self.shape[0] if self.shape else 1
 
     @property
     def logical(self) -> tuple[int, ...]:
@@ -40,7 +47,11 @@ def placed(
         weight = weights[piece.parameter]
         if not weight.dtype.is_floating_point:
             raise BadAdapter(f"{piece.parameter} is stored as {weight.dtype}; adapters need a floating-point weight")
-        if weight.dtype.itemsize == 1 and (scale := _scale(piece.parameter, weights)) is not None:
+        if (
+            weight.dtype.itemsize == 1
+            and weight.scale is None
+            and (scale := _scale(piece.parameter, weights)) is not None
+        ):
             raise BadAdapter(
                 f"{piece.parameter} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before "
                 "scaling"

@@ -4,12 +4,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
+import torch
+from torch import Tensor
+
 from lyc_fx.errors import BadFile
 from lyc_fx.fitting import Weight
-from lyc_fx.folding.header import Layout, read
+from lyc_fx.folding.header import Layout, Stored, read
+from lyc_fx.folding.scaled import with_scales
 
 _INDEX = ".safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".gguf"}
@@ -63,7 +68,23 @@ class Base:
                         f"{part.path}: {name} is also in {homes[name]}: remove one of the two, or name a file"
                     )
                 found[name], homes[name] = Weight(tensor.shape, tensor.dtype), part.path
-        return found
+        return with_scales(found)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, Stored]]:
+        return {part.prefix + tensor.name: (part.path, tensor) for part in self.parts for tensor in part.layout.tensors}
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor, by its full name; of a number, which is one row, all."""
+        path, stored = self._places[name]
+        data = bytearray((stop - start) * stored.row_bytes)
+        with path.open("rb") as file:
+            file.seek(stored.start + start * stored.row_bytes)
+            if file.readinto(data) != len(data):
+                raise BadFile(f"{path}: became shorter while it was read")
+        return torch.frombuffer(data, dtype=stored.dtype).reshape(
+            (stop - start, *stored.shape[1:])[: len(stored.shape)]
+        )
 
 
 def based(path: str | os.PathLike[str]) -> Base:

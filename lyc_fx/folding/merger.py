@@ -2,21 +2,28 @@
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import final
 
 import torch
 from torch import Tensor
 
+from lyc_fx.allocator import kept
 from lyc_fx.binding import Binding, solvable
+from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Change, refuse_overflow
-from lyc_fx.families.blocks import at_once, on_rows, row_blocks
+from lyc_fx.families.blocks import BLOCK, Rows, at_once, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, merged_whole, prepared
 from lyc_fx.families.merged import sums_dtype
-from lyc_fx.families.rounding import Rounding, Stochastic, nearest
+from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
 from lyc_fx.fitting import Weight
+from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Compute, Cut
+from lyc_fx.folding.run import one_thread_each
+from lyc_fx.folding.scaled import Scale, for_rows, greatest, rescaled
 
 Seed = int | None
 _KEPT = 2 * (os.cpu_count() or 1)
@@ -29,23 +36,55 @@ class Merger:
     """The merge of every weight of one binding."""
 
     binding: Binding
+    source: Base
     weights: Mapping[str, Weight]
     compute: torch.dtype | None = None
     seed: Seed = None
     """Of stochastic rounding; None rounds to the nearest"""
     notes: list[str] = field(default_factory=list)
     _ready: dict[str, list[Change]] = field(default_factory=dict)
+    _scales: dict[str, Scale] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def cut(self, name: str) -> Cut | None:
-        """How a weight is merged; None where it has no adapter. Stored `(in, out)`, it is read as a whole."""
+        """How a tensor is made; None where it is copied. A weight stored `(in, out)` is read as a whole.
+
+        What becomes of a scale is found out here, for which the weight is merged once more.
+        """
+        if name in self._scaled:
+            return Cut([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
         changes = self._changes(name)
+        return self._cut(name, changes) if changes else None
+
+    def _cut(self, name: str, changes: list[Change]) -> Cut:
         weight = self.weights[name]
-        if not changes:
-            return None
         if weight.transposed:
             return Cut([(0, weight.shape[0])], at_once(weight.shape[::-1], changes))
         return Cut(row_blocks(weight.shape, changes), at_once(weight.shape, changes))
+
+    @cached_property
+    def _scaled(self) -> dict[str, str]:
+        """The weights with adapters that are in units of a scale, by the scale's name."""
+        active = filter(self.binding.active, self.binding.targets)
+        return {scale: name for name in active if (scale := self.weights[name].scale) is not None}
+
+    def _scale(self, name: str) -> Scale:
+        """Of a weight that has one."""
+        if name not in self._scales:
+            scale, changes = self.weights[name].scale, self._changes(name)
+            assert scale is not None
+            old = self.source.rows(scale, 0, self.weights[scale].height)
+            if self.weights[name].transposed and old.numel() > 1:
+                raise BadAdapter(f"{name} is stored (in, out), and {scale} has a number for each row")
+
+            def measured(block: Rows) -> Tensor:
+                rows = self.source.rows(name, *block)
+                return greatest(self._real(name, block, rows, old), old)
+
+            with one_thread_each(), kept(), ThreadPoolExecutor(os.cpu_count()) as pool:
+                parts = list(pool.map(measured, self._cut(name, changes).blocks))
+            self._scales[name] = rescaled(scale, old, parts, self.weights[name].dtype)
+        return self._scales[name]
 
     def _changes(self, name: str) -> list[Change]:
         return [bound.change(torch.device("cpu")) for bound in self.binding.active(name)]
@@ -66,14 +105,35 @@ class Merger:
 
     def rows(self, name: str, job: Compute, rows: Tensor, out: Tensor) -> None:
         """Some rows of a tensor, as they are stored → as they are written."""
-        weight = self.weights[name]
-        changes = self._prepared(name) if self.binding.active(name) else []
-        if changes and job.whole:
-            self.notes += self.binding.doubts(name, rows, transposed=weight.transposed)
-        part = changes if job.whole else on_rows(changes, *job.rows, weight.shape)
+        if name in self._scaled:
+            out.copy_(self._scale(self._scaled[name]).new)
+            return
         rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
+        if self.weights[name].scale is not None and self.binding.active(name):
+            scale = self._scale(name)
+            real = self._real(name, job.rows, rows, scale.old)
+            round_into(out, real / for_rows(scale.new, *job.rows, real), rounding)
+        else:
+            self._merge(name, job.rows, rows, out, rounding)
+        refuse_overflow(name, rows, out)
+
+    def _real(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
+        """Merged rows of a weight that is in units of a scale, in the dtype of sums."""
+        rows = codes.to(sums_dtype(self.compute, codes.device))
+        rows *= for_rows(scale, *block, rows)
+        merged = torch.empty_like(rows)
+        self._merge(name, block, rows, merged, nearest)
+        return merged
+
+    def _merge(self, name: str, block: Rows, rows: Tensor, out: Tensor, rounding: Rounding) -> None:
+        weight = self.weights[name]
+        whole = block == (0, weight.height)
+        changes = self._prepared(name) if self.binding.active(name) else []
+        if changes and whole:
+            doubts = self.binding.doubts(name, rows, transposed=weight.transposed)
+            self.notes += [doubt for doubt in doubts if doubt not in self.notes]
+        part = changes if whole else on_rows(changes, *block, weight.shape)
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
-        merge = merged_whole if job.whole else merged_rows
+        merge = merged_whole if whole else merged_rows
         with solvable(name):
             merge(base, part, merged, compute=self.compute, sequential=self.binding.sequential, rounding=rounding)
-        refuse_overflow(name, rows, out)

@@ -87,9 +87,12 @@ def test_the_parts_of_weight_norm_are_named(parts: tuple[str, str], name: str, t
         folded(tmp_path, tensors, adapters(**{name: (4, 4)}))
 
 
-@pytest.mark.parametrize("mark", ["attn.weight_scale", "attn.scale_weight", "scaled_fp8"])
-def test_a_scaled_float8_weight_is_refused(mark: str, tmp_path: Path) -> None:
-    tensors = {"attn.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), mark: torch.tensor(0.5)}
+@pytest.mark.parametrize(
+    ("mark", "shape"),
+    [("attn.weight_scale", (2, 2)), ("attn.scale_weight", (1, 4)), ("attn.weight_scale_inv", (1,)), ("scaled_fp8", ())],
+)
+def test_a_scale_that_is_not_read_is_refused(mark: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = {"attn.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), mark: torch.full(shape, 0.5)}
     with pytest.raises(BadAdapter, match=rf"float8_e4m3fn in units of {mark}"):
         folded(tmp_path, tensors, adapters(attn=(4, 4)))
 
