@@ -15,6 +15,7 @@ from lyc_fx.families.adapter import Additive
 from lyc_fx.families.blocks import BLOCK, on_columns, on_rows, pieces
 from lyc_fx.families.merged import Change, merged, sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
+from lyc_fx.families.widen import widened
 
 
 def merged_rows(
@@ -25,12 +26,16 @@ def merged_rows(
     compute: torch.dtype | None = None,
     sequential: bool = False,
     rounding: Rounding = nearest,
+    stored: torch.dtype | None = None,
 ) -> None:
-    """`out ← merged(rows, stack, …)` for a weight that is stored `(out, in)`, in the dtype of `out`."""
+    """`out ← merged(rows, stack, …)` for a weight that is stored `(out, in)`, in the dtype of `out`.
+
+    `stored` is the dtype that `out` is rounded to later, where that is another.
+    """
     dtype = sums_dtype(compute, rows.device)
     independent = len(stack) == 1 or sequential or all(_additive(change) for change in stack)
-    if independent and out.dtype.itemsize <= 2 < dtype.itemsize:
-        total = rows.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if independent and (stored or out.dtype).itemsize <= 2 < dtype.itemsize:
+        total = widened(rows, dtype)
         for adapter, strength, at in stack:
             adapter.to(dtype).apply_to(total if at is None else total[slice(*at)], float(strength))
     else:
@@ -46,17 +51,18 @@ def merged_whole(
     compute: torch.dtype | None = None,
     sequential: bool = False,
     rounding: Rounding = nearest,
+    stored: torch.dtype | None = None,
 ) -> None:
     """`merged_rows` for a weight of any size: piece by piece, where the adapters can be cut."""
     cut = pieces(weight.shape, stack)
     if len(cut) == 1:
-        merged_rows(weight, stack, out, compute=compute, sequential=sequential, rounding=rounding)
+        merged_rows(weight, stack, out, compute=compute, sequential=sequential, rounding=rounding, stored=stored)
         return
     for dim, (start, stop) in cut:
         part = (on_columns if dim else on_rows)(stack, start, stop, weight.shape)
         before, after = (each.narrow(dim, start, stop - start) for each in (weight, out))
         apart = rounding.at(f"{dim} {start}") if isinstance(rounding, Stochastic) else rounding
-        merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart)
+        merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart, stored=stored)
 
 
 def _additive(change: Change) -> bool:

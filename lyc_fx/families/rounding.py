@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
@@ -26,10 +27,19 @@ def nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def round_into(out: Tensor, values: Tensor, rounding: Rounding) -> None:
     """`out ← rounding(values)`, without a copy between where torch's own cast is the rounding."""
-    direct = rounding is nearest and out.dtype.itemsize > 1
+    direct = rounding is nearest and (out.dtype.itemsize > 1 or _within(values, out.dtype))
     out.copy_(values if direct else rounding(values, out.dtype))
 
 
+def _within(values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether no value rounds to one beyond the range; not for NaN."""
+    if not values.numel() or not dtype.is_floating_point:
+        return False
+    least, greatest = (float(bound) for bound in values.aminmax())
+    return -_limit(dtype) <= least and greatest <= _limit(dtype)
+
+
+@cache
 def _limit(dtype: torch.dtype) -> float:
     """The greatest value that rounds to a finite one: half a unit above the greatest finite one."""
     greatest = torch.finfo(dtype).max

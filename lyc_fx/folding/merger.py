@@ -19,6 +19,7 @@ from lyc_fx.families.blocks import BLOCK, Rows, at_once, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, merged_whole, prepared
 from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
+from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Compute, Cut
@@ -119,7 +120,7 @@ class Merger:
 
     def _real(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
         """Merged rows of a weight that is in units of a scale, in the dtype of sums."""
-        rows = codes.to(sums_dtype(self.compute, codes.device))
+        rows = widened(codes, sums_dtype(self.compute, codes.device))
         rows *= for_rows(scale, *block, rows)
         merged = torch.empty_like(rows)
         self._merge(name, block, rows, merged, nearest)
@@ -136,4 +137,12 @@ class Merger:
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
         merge = merged_whole if whole else merged_rows
         with solvable(name):
-            merge(base, part, merged, compute=self.compute, sequential=self.binding.sequential, rounding=rounding)
+            merge(
+                base,
+                part,
+                merged,
+                compute=self.compute,
+                sequential=self.binding.sequential,
+                rounding=rounding,
+                stored=weight.dtype if weight.scale is not None else None,
+            )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lyc_fx.families.rounding import Stochastic, nearest
+from lyc_fx.families.widen import widened
 
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32)
 
@@ -35,3 +36,24 @@ def test_float8_is_not_clipped(rounding) -> None:  # type: ignore[no-untyped-def
     assert torch.isfinite(rounding(values, torch.float8_e4m3fn).float()).tolist() == [True, True, False, False, True]
     large = torch.tensor([57344.0, 70000.0], dtype=torch.float64)
     assert torch.isfinite(rounding(large, torch.float8_e5m2).float()).tolist() == [True, False]
+
+
+FLOAT8 = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_every_float8_widens_to_its_value(dtype: torch.dtype, wide: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(dtype)
+    for values in (every, every.reshape(16, 16).t(), every[3], every[:0], every.reshape(4, 8, 8)[:, 1:]):
+        found = widened(values, wide)
+        assert found.dtype == wide and found.is_contiguous() and found.shape == values.shape
+        torch.testing.assert_close(found, values.to(wide), rtol=0, atol=0, equal_nan=True)
+    assert widened(every, wide).data_ptr() != widened(every, wide).data_ptr(), "the caller may write to it"
+
+
+def test_others_widen_into_memory_of_their_own() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        values = torch.randn(5, 3).to(dtype).t()
+        found = widened(values, torch.float64)
+        assert torch.equal(found, values.double()) and found.is_contiguous() and found.data_ptr() != values.data_ptr()
