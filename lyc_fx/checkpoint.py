@@ -10,6 +10,7 @@ from typing import Literal, final
 import torch
 
 import lyc_fx
+from lyc_fx.allocator import kept
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Convention
@@ -19,7 +20,7 @@ from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
-from lyc_fx.folding.run import Progress, read_back, run
+from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
 from lyc_fx.formats import load
@@ -117,7 +118,8 @@ class Fold:
     def write(self, part: Part, target: Path, progress: Progress) -> None:
         """Write the merged copy of one file."""
         layout = self.layout(part)
-        cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
+        with one_thread_each(), kept():
+            cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
         work = jobs(part.layout, layout, {name: cut for name, cut in cuts.items() if cut is not None})
         _reserve(target, layout.bytes)
         waiting = self.memory // 4  # the rest is for blocks in work

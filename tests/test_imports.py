@@ -43,7 +43,7 @@ MAY: dict[str, set[str]] = {
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores"},
     "orientation": {"errors", "fitting"},
     "folding": LOW | {"allocator", "binding", "checkpoint", "families", "fitting", "folding", "formats"},
-    "checkpoint": LOW | {"binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
+    "checkpoint": LOW | {"allocator", "binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
 }
 
 

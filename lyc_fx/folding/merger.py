@@ -11,7 +11,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.allocator import kept
 from lyc_fx.binding import Binding, solvable
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Change, refuse_overflow
@@ -23,7 +22,6 @@ from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Compute, Cut
-from lyc_fx.folding.run import one_thread_each
 from lyc_fx.folding.scaled import Scale, for_rows, greatest, rescaled
 
 Seed = int | None
@@ -50,7 +48,7 @@ class Merger:
     def cut(self, name: str) -> Cut | None:
         """How a tensor is made; None where it is copied. A weight stored `(in, out)` is read as a whole.
 
-        What becomes of a scale is found out here, for which the weight is merged once more.
+        What becomes of a scale is found out here, by several threads, for which the weight is merged once more.
         """
         if name in self._scaled:
             return Cut([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
@@ -82,7 +80,7 @@ class Merger:
                 rows = self.source.rows(name, *block)
                 return greatest(self._real(name, block, rows, old), old)
 
-            with one_thread_each(), kept(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 parts = list(pool.map(measured, self._cut(name, changes).blocks))
             self._scales[name] = rescaled(scale, old, parts, self.weights[name].dtype)
         return self._scales[name]

@@ -75,8 +75,11 @@ def for_rows(scale: Tensor, start: int, stop: int, rows: Tensor) -> Tensor:
 
 def greatest(rows: Tensor, scale: Tensor) -> Tensor:
     """Of some merged rows, the greatest finite absolute value, or where each row has a scale that of each: `(n)`."""
-    size = torch.where(torch.isfinite(rows), rows.abs(), 0.0).reshape(len(rows), -1).amax(1)
-    return size.max().reshape(1) if scale.numel() == 1 else size
+    flat = rows.reshape(1 if scale.numel() == 1 else len(rows), -1)
+    least, most = flat.aminmax(dim=1)
+    if not bool(torch.isfinite(least + most).all()):
+        least, most = torch.where(torch.isfinite(flat), flat, 0.0).aminmax(dim=1)
+    return torch.maximum(-least, most)
 
 
 def _scale(name: str, weights: Mapping[str, Weight]) -> str | None:

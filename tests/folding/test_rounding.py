@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lyc_fx.families.finite import all_finite, finite
 from lyc_fx.families.rounding import Stochastic, nearest
 from lyc_fx.families.widen import widened
 
@@ -57,3 +58,12 @@ def test_others_widen_into_memory_of_their_own() -> None:
         values = torch.randn(5, 3).to(dtype).t()
         found = widened(values, torch.float64)
         assert torch.equal(found, values.double()) and found.is_contiguous() and found.data_ptr() != values.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [*FLOAT8, torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_one_value_that_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8).view(dtype)
+    fine = every[finite(every)]
+    assert len(fine) > 0 and all_finite(fine) and all_finite(fine[:0])
+    for broken in every[~finite(every)][:300]:
+        assert not all_finite(torch.cat([fine[:100], broken.reshape(1), fine[100:200]]))

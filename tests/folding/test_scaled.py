@@ -95,6 +95,20 @@ def test_merged_as_what_it_means(dtype: torch.dtype, shape: tuple[int, ...], siz
         assert raw(out[name]) == raw(tensors[name]), "no adapter, same bytes"
 
 
+@pytest.mark.parametrize("shape", [(1,), (15, 1)], ids=str)
+def test_nan_stays_nan_and_does_not_spread(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensors = checkpoint(torch.float8_e4m3fn, shape, 0.01)
+    whole = folded(tmp_path, tensors)
+    tensors["fc.weight"].view(torch.uint8)[3, 2] = 0x7F
+    out = folded(tmp_path, tensors)
+    broken = torch.isnan(out["fc.weight"].float())
+    assert broken[3, 2] and broken.sum() == 1
+    rows = [row for row in range(15) if row != 3]
+    if torch.equal(out["fc.weight_scale"], whole["fc.weight_scale"]) or len(shape) == 2:
+        assert torch.equal(out["fc.weight"].float()[rows], whole["fc.weight"].float()[rows])
+    assert torch.isfinite(out["fc.weight_scale"]).all()
+
+
 def test_a_scale_in_another_shard_and_an_input_scale_beside(tmp_path: Path) -> None:
     tensors = checkpoint(torch.float8_e4m3fn, (1,), 0.01) | {"fc.input_scale": torch.tensor(3.0)}
     alone = folded(tmp_path, tensors)
