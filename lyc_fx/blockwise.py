@@ -13,7 +13,7 @@ from torch import Tensor
 from lyc_fx.allocator import kept
 from lyc_fx.families import Change, overflowed
 from lyc_fx.families.blocks import Rows, on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows, merged_whole, prepared
+from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 
 Block = Callable[[Rows], int]
@@ -51,8 +51,7 @@ def merging(
         with torch.inference_mode(out.is_inference()), torch.no_grad():  # a thread has modes of its own
             before = before.to(out.device)
             result = torch.empty_like(before, dtype=after.dtype)  # `after` may be the weight itself
-            merge = merged_whole if whole else merged_rows
-            merge(before, changes, result, compute=compute, sequential=sequential)
+            merged_rows(before, changes, result, compute=compute, sequential=sequential)
             lost = overflowed(before, result)
             after.copy_(result)
         return lost

@@ -30,8 +30,17 @@ def merged_rows(
 ) -> None:
     """`out ← merged(rows, stack, …)` for a weight that is stored `(out, in)`, in the dtype of `out`.
 
-    `stored` is the dtype that `out` is rounded to later, where that is another.
+    Many rows are computed piece by piece, where the adapters can be cut. `stored` is the dtype that `out` is rounded
+    to later, where that is another.
     """
+    cut = pieces(rows.shape, stack)
+    if len(cut) > 1:
+        for dim, (start, stop) in cut:
+            part = (on_columns if dim else on_rows)(stack, start, stop, rows.shape)
+            before, after = (each.narrow(dim, start, stop - start) for each in (rows, out))
+            apart = rounding.at(f"{dim} {start}") if isinstance(rounding, Stochastic) else rounding
+            merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart, stored=stored)
+        return
     dtype = sums_dtype(compute, rows.device)
     independent = len(stack) == 1 or sequential or all(_additive(change) for change in stack)
     if independent and (stored or out.dtype).itemsize <= 2 < dtype.itemsize:
@@ -41,28 +50,6 @@ def merged_rows(
     else:
         total = merged(rows, stack, compute=dtype, sequential=sequential, result=dtype)
     round_into(out, total, rounding)
-
-
-def merged_whole(
-    weight: Tensor,
-    stack: Sequence[Change],
-    out: Tensor,
-    *,
-    compute: torch.dtype | None = None,
-    sequential: bool = False,
-    rounding: Rounding = nearest,
-    stored: torch.dtype | None = None,
-) -> None:
-    """`merged_rows` for a weight of any size: piece by piece, where the adapters can be cut."""
-    cut = pieces(weight.shape, stack)
-    if len(cut) == 1:
-        merged_rows(weight, stack, out, compute=compute, sequential=sequential, rounding=rounding, stored=stored)
-        return
-    for dim, (start, stop) in cut:
-        part = (on_columns if dim else on_rows)(stack, start, stop, weight.shape)
-        before, after = (each.narrow(dim, start, stop - start) for each in (weight, out))
-        apart = rounding.at(f"{dim} {start}") if isinstance(rounding, Stochastic) else rounding
-        merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart, stored=stored)
 
 
 def _additive(change: Change) -> bool:

@@ -15,7 +15,7 @@ from lyc_fx.binding import Binding, solvable
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Change, refuse_overflow
 from lyc_fx.families.blocks import BLOCK, Rows, at_once, on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows, merged_whole, prepared
+from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
 from lyc_fx.families.widen import widened
@@ -133,9 +133,8 @@ class Merger:
             self.notes += [doubt for doubt in doubts if doubt not in self.notes]
         part = changes if whole else on_rows(changes, *block, weight.shape)
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
-        merge = merged_whole if whole else merged_rows
         with solvable(name):
-            merge(
+            merged_rows(
                 base,
                 part,
                 merged,
