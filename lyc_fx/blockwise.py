@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Barrier
 from typing import final
 
 import torch
@@ -103,6 +104,10 @@ def threads() -> Iterator[Crew]:
     count = torch.get_num_threads()
     try:
         with kept(), ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as pool:
+            begun = Barrier(count + 1)  # an interrupt while a thread begins would leave it to itself: none begins later
+            for _ in range(count):
+                pool.submit(begun.wait)
+            begun.wait()
             try:
                 yield Crew(pool, 4 * count)
             finally:

@@ -46,14 +46,15 @@ def merge(
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
     found, binding = bound(model, stack, strict=strict)
     notes = []
-    with ExitStack() as undo, threads() as run:
-        for name in filter(binding.active, binding.targets):
-            slot = found[name]
-            notes += binding.doubts(name, slot.read(), transposed=slot.transposed)
-            mode = run if slot.obstacle is None else run.now  # then it is not overwritten, but put into place
-            slot.write(partial(binding.fill, name, run=mode, transposed=slot.transposed, compute=compute), undo)
-            notes += [slot.note] if slot.note is not None else []
-        run.finish()
+    with ExitStack() as undo:
+        with threads() as run:
+            for name in filter(binding.active, binding.targets):
+                slot = found[name]
+                notes += binding.doubts(name, slot.read(), transposed=slot.transposed)
+                mode = run if slot.obstacle is None else run.now  # then it is not overwritten, but put into place
+                slot.write(partial(binding.fill, name, run=mode, transposed=slot.transposed, compute=compute), undo)
+                notes += [slot.note] if slot.note is not None else []
+            run.finish()
         undo.pop_all()
     return replace(binding.report, notes=tuple(notes))
 

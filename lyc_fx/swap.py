@@ -84,17 +84,18 @@ class Live:
             for note in binding.doubts(name, self._base(name, slot), transposed=slot.transposed)
         ]
         report = replace(binding.report, notes=tuple(notes))
-        with ExitStack() as after, ExitStack() as undo, threads() as run:
+        with ExitStack() as after, ExitStack() as undo:
             before, chosen = self._adapted, {name: slot.read() for name, slot in wanted.items()}
             after.callback(self._remember, before | chosen)
             undo.callback(setattr, self, "_adapted", before)
             self._adapted = before | chosen
-            for name in before.keys() - wanted.keys():
-                preserved(before[name], undo, self._store.copy)
-                overwrite(before[name], self._store.keep(name, before[name]))
-            for name, slot in wanted.items():
-                self._write(name, slot, binding, undo, run, compute, pristine=name not in before)
-            run.finish()
+            with threads() as run:
+                for name in before.keys() - wanted.keys():
+                    preserved(before[name], undo, self._store.copy)
+                    overwrite(before[name], self._store.keep(name, before[name]))
+                for name, slot in wanted.items():
+                    self._write(name, slot, binding, undo, run, compute, pristine=name not in before)
+                run.finish()
             self._adapted = chosen
             self.report = report
             undo.pop_all()

@@ -1,7 +1,9 @@
 """The live road on parameters that are not plain: shared memory, views, inference tensors, computed weights."""
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import lyc_fx
+from lyc_fx import blockwise
 from lyc_fx.errors import BadAdapter, InvalidGraph, Unsupported
 from lyc_fx.families import Adapter
 from lyc_fx.families.locon import LoCon
@@ -198,6 +201,36 @@ def test_an_interrupted_merge_is_undone(error: BaseException, monkeypatch: pytes
     assert len(calls) == 3
     same(model.state_dict(), before)
     assert model.a.weight is model.c.weight is parameter
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_interrupt_after_the_last_block_is_undone(swapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the threads end, and the allocator is told so."""
+    model = two()
+    before = copy.deepcopy(model.state_dict())
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        yield
+        assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blockwise, "kept", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lyc_fx.live(model).set({BOTH: 1.0}) if swapped else lyc_fx.merge(model, BOTH)
+    same(model.state_dict(), before)
+
+
+def test_no_thread_begins_once_a_weight_may_be_written() -> None:
+    """One that is interrupted as it begins is known to nobody, and would write after the undoing."""
+    before = set(threading.enumerate())
+    with blockwise.threads() as run:
+        begun = set(threading.enumerate()) - before
+        assert len(begun) == torch.get_num_threads()
+        for _ in range(20):
+            run(lambda rows: rows[0], [(0, 1), (1, 2)], lambda lost: None)
+        run.finish()
+        assert set(threading.enumerate()) - before == begun
 
 
 def test_training_a_program_leaves_the_adapter_set_alone() -> None:
