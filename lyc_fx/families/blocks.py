@@ -39,7 +39,9 @@ def on_rows(stack: Sequence[Change], start: int, stop: int, shape: Shape) -> lis
     for change in stack:
         first, last = change.rows or (0, shape[0])
         if first <= start and stop <= last:
-            adapter = change.adapter.rows(start - first, stop - first, (last - first, *shape[1:]))
+            adapter = change.adapter
+            if (first, last) != (start, stop):
+                adapter = adapter.rows(start - first, stop - first, (last - first, *shape[1:]))
             found.append(Change(adapter, change.strength))
     return found
 

@@ -83,7 +83,9 @@ def _neighbour(near: Tensor, wide: Tensor, values: Tensor) -> Tensor:
     raw = near.view(bits).to(torch.int64) & ((1 << 8 * near.dtype.itemsize) - 1)
     sign = 1 << (8 * near.dtype.itemsize - 1)
     magnitude = (raw & (sign - 1)) + torch.where(values.abs() > wide.abs(), 1, -1)
-    found = magnitude.clamp(min=0) | torch.where(values < 0, sign, 0)
+    magnitude = magnitude.clamp(min=0)
+    signless = magnitude == 0 if str(near.dtype).endswith("fnuz") else torch.zeros_like(magnitude, dtype=torch.bool)
+    found = magnitude | torch.where((values < 0) & ~signless, sign, 0)  # what would be -0 is NaN there
     top = 1 << (8 * near.dtype.itemsize)
     signed = found if bits == torch.uint8 else torch.where(found >= sign, found - top, found)
     return signed.to(bits).view(near.dtype)

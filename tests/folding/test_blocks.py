@@ -95,12 +95,15 @@ def test_stacks_and_slices(sequential: bool) -> None:
     weight = torch.randn(60, 26, dtype=torch.float64)
     locon, lokr, loha = (random_for(by_name[n], (60, 26), rank=2) for n in ("locon2", "lokr3", "loha4"))
     part, dora = random_for(by_name["locon2"], (20, 26), rank=2), random_for(by_name["locon3"], (60, 26), rank=2)
-    assert locon and lokr and loha and part and dora
+    turned = random_for(by_name["boft1"], (20, 26), rank=2)  # its rows depend on each other
+    assert locon and lokr and loha and part and dora and turned
     stacks = [
         [Change(locon, 0.5), Change(loha, -0.3)],
         [Change(locon, 0.5), Change(lokr, 0.7), Change(dora, 1.3)],
         [Change(part, 0.5, (20, 40)), Change(part, 2.0, (40, 60)), Change(loha, 0.1)],
         [Change(part, 0.5, (7, 27)), Change(lokr, 0.7)],
+        [Change(turned, 0.5, (20, 40)), Change(part, 0.5, (40, 60))],
+        [Change(turned, 0.5, (20, 40)), Change(dora, 0.7)],
     ]
     for stack in stacks:
         given, _ = in_blocks(weight, stack, sequential=sequential)

@@ -39,6 +39,18 @@ def test_float8_is_not_clipped(rounding) -> None:  # type: ignore[no-untyped-def
     assert torch.isfinite(rounding(large, torch.float8_e5m2).float()).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "dtype", [getattr(torch, n) for n in dir(torch) if n.startswith("float8_e") and "8m0" not in n]
+)
+def test_stochastic_rounding_below_the_smallest_value(dtype: torch.dtype, sign: int) -> None:
+    """Some float8 have no -0: its code is NaN."""
+    least = float(torch.ones(1, dtype=torch.uint8).view(dtype).double())
+    given = Stochastic(1, "a weight 0")(torch.full((20_000,), sign * 0.7 * least, dtype=torch.float64), dtype).double()
+    assert set((given / least).abs().tolist()) == {0.0, 1.0}
+    assert abs(float(given.mean() / least) - sign * 0.7) < 0.02
+
+
 FLOAT8 = [getattr(torch, name) for name in dir(torch) if name.startswith("float8_")]
 
 
