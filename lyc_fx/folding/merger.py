@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from threading import Lock
 from typing import final
 
@@ -22,6 +23,7 @@ from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Compute, Cut
+from lyc_fx.folding.run import TEMPORARIES, threads
 from lyc_fx.folding.scaled import Scale, for_rows, greatest, rescaled
 
 Seed = int | None
@@ -53,13 +55,17 @@ class Merger:
         if name in self._scaled:
             return Cut([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
         changes = self._changes(name)
+        if changes and self.weights[name].scale is not None:
+            self._scale(name)
         return self._cut(name, changes) if changes else None
 
     def _cut(self, name: str, changes: list[Change]) -> Cut:
         weight = self.weights[name]
-        if weight.transposed:
-            return Cut([(0, weight.shape[0])], at_once(weight.shape[::-1], changes))
-        return Cut(row_blocks(weight.shape, changes), at_once(weight.shape, changes))
+        blocks = [(0, weight.shape[0])] if weight.transposed else row_blocks(weight.shape, changes)
+        largest = at_once(weight.logical, changes)
+        if weight.scale is not None:  # what it means is in memory as a whole block, in the dtype of sums
+            largest += max(stop - start for start, stop in blocks) * prod(weight.shape[1:]) // TEMPORARIES
+        return Cut(blocks, largest)
 
     @cached_property
     def _scaled(self) -> dict[str, str]:
@@ -80,7 +86,7 @@ class Merger:
                 rows = self.source.rows(name, *block)
                 return greatest(self._real(name, block, rows, old), old)
 
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(threads()) as pool:
                 parts = list(pool.map(measured, self._cut(name, changes).blocks))
             self._scales[name] = rescaled(scale, old, parts, self.weights[name].dtype)
         return self._scales[name]
@@ -111,7 +117,9 @@ class Merger:
         if self.weights[name].scale is not None and self.binding.active(name):
             scale = self._scale(name)
             real = self._real(name, job.rows, rows, scale.old)
-            round_into(out, real / for_rows(scale.new, *job.rows, real), rounding)
+            unit = for_rows(scale.new, *job.rows, real)
+            real /= unit.masked_fill(unit == 0, 1)  # of rows that are zero
+            round_into(out, real, rounding)
         else:
             self._merge(name, job.rows, rows, out, rounding)
         refuse_overflow(name, rows, out)
@@ -120,9 +128,8 @@ class Merger:
         """Merged rows of a weight that is in units of a scale, in the dtype of sums."""
         rows = widened(codes, sums_dtype(self.compute, codes.device))
         rows *= for_rows(scale, *block, rows)
-        merged = torch.empty_like(rows)
-        self._merge(name, block, rows, merged, nearest)
-        return merged
+        self._merge(name, block, rows, rows, nearest)
+        return rows
 
     def _merge(self, name: str, block: Rows, rows: Tensor, out: Tensor, rounding: Rounding) -> None:
         weight = self.weights[name]

@@ -23,8 +23,8 @@ Merge = Callable[[Compute, Tensor, Tensor], None]
 """Makes of the rows of a tensor as they are stored the rows as they are written"""
 Progress = Callable[[str, int], None]
 """Called after each job with the tensor's name and the bytes written"""
-_MARGIN = 12
-"""Bytes of working memory for each byte of a block in float64: the block, its product, its sum and so on"""
+TEMPORARIES = 6
+"""As large as a block, in float64: the block, its product, its sum and so on"""
 
 _KEPT = 1 << 24
 """Bytes of a buffer that is used again"""
@@ -55,10 +55,9 @@ def run(
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
     begin(source, 2 * WINDOW)  # the header is not among what the jobs read
-    threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads) as pool:
+    with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads()) as pool:
         crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
-        workers = [pool.submit(crew.work) for _ in range(threads)]
+        workers = [pool.submit(crew.work) for _ in range(threads())]
         try:
             for worker in workers:
                 worker.result()
@@ -67,13 +66,18 @@ def run(
             raise
 
 
+def threads() -> int:
+    """As many as there are cores for this process."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def _need(job: Copy | Compute) -> int:
     """Bytes of working memory, besides those of the sink."""
     if isinstance(job, Copy):
         return 0
     elements = job.size // max(1, job.target.dtype.itemsize)
     stored = job.source.dtype.itemsize + job.target.dtype.itemsize
-    return min(elements, job.at_once) * 8 * _MARGIN // 2 + elements * stored
+    return min(elements, job.at_once) * 8 * TEMPORARIES + elements * stored
 
 
 @final

@@ -56,13 +56,15 @@ class Scale:
 
 def rescaled(name: str, old: Tensor, parts: Sequence[Tensor], dtype: torch.dtype) -> Scale:
     """The scale for merged values up to the `greatest` of each part. Raises BadAdapter for one that is broken."""
-    if not bool((torch.isfinite(old) & (old > 0)).all()):
-        raise BadAdapter(f"{name}: holds a scale that is not a positive number")
+    if not bool((torch.isfinite(old) & (old >= 0)).all()):
+        raise BadAdapter(f"{name}: holds a scale that is no positive number")
     limit = torch.finfo(dtype).max
     every = torch.cat(list(parts)).double()
     wanted = (every.max() if old.numel() == 1 else every).reshape(old.shape)
     needed = (wanted / limit).float()
     needed = torch.where(needed.double() * limit < wanted, needed.nextafter(torch.tensor(torch.inf)), needed)
+    if not bool(torch.isfinite(needed).all()):
+        raise BadAdapter(f"{name}: the merged weight is beyond the range of {old.dtype} scales: lower the strength")
     return Scale(name, old, torch.where(wanted > old.double() * limit, needed, old))
 
 

@@ -1,5 +1,6 @@
 """float8 weights in units of a scale: merged as what they mean, and rescaled where the merged values need it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import Adapter, blocks
 from lyc_fx.families.locon import LoCon
+from lyc_fx.folding import merger
 
 SHAPE, STRENGTH = (15, 7), 0.7
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -135,11 +137,43 @@ def test_stochastic_rounding_in_units_of_the_scale(tmp_path: Path) -> None:
     assert all(((each["fc.weight"].float() - near["fc.weight"].float()).abs() <= step * 1.01).all() for each in drawn)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_beyond_its_dtype(tmp_path: Path) -> None:
+    tensors = checkpoint(torch.float8_e4m3fn, (1,), 1.0)
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(BadAdapter, match=r"fc\.weight_scale: the merged weight is beyond the range"):
+        lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", stack(), tmp_path / "out.safetensors", 1e60)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
+
+
+def test_rows_of_scale_zero_are_zero(tmp_path: Path) -> None:
+    tensors = checkpoint(torch.float8_e4m3fn, (15, 1), 1.0)
+    tensors["fc.weight_scale"][4] = 0.0
+    out = folded(tmp_path, tensors)
+    real, scale = by_hand(tensors, "weight_scale")
+    torch.testing.assert_close(out["fc.weight_scale"].double(), scale, rtol=2e-7, atol=0)
+    wanted = (real / out["fc.weight_scale"].double()).to(torch.float8_e4m3fn)
+    assert torch.equal(out["fc.weight"].float(), wanted.float()) and out["fc.weight_scale"][4] > 0
+    save_file(tensors, tmp_path / "base.safetensors")
+    half = AdapterSet(
+        (Entry("fc", "weight", replace(adapter(), up=adapter().up * (torch.arange(15) > 7)[:, None]), ("x",)),)
+    )
+    lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", half, tmp_path / "out.safetensors", STRENGTH)
+    out = load_file(tmp_path / "out.safetensors")
+    assert out["fc.weight_scale"][4] == 0 and not out["fc.weight"][4].float().any(), "still zero"
+
+
+def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, real = [], merger.rescaled
+    monkeypatch.setattr(merger, "rescaled", lambda *args: (measured.append(args[0]), real(*args))[1])
+    folded(tmp_path, {n: t for n, t in checkpoint(torch.float8_e4m3fn, (1,), 0.01).items()})
+    assert measured == ["fc.weight_scale"]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_broken_scale(value: float, tmp_path: Path) -> None:
     tensors = checkpoint(torch.float8_e4m3fn, (1,), 1.0)
     tensors["fc.weight_scale"].fill_(value)
-    with pytest.raises(BadAdapter, match=r"fc\.weight_scale: holds a scale that is not a positive number"):
+    with pytest.raises(BadAdapter, match=r"fc\.weight_scale: holds a scale that is no positive number"):
         folded(tmp_path, tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 
