@@ -85,7 +85,7 @@ def fold_checkpoint(
     refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
     refuse_conversion(weights, dtype)
     merger = Merger(binding, source, weights, compute, seed if rounding == "stochastic" else None)
-    fold = Fold(source, merger, dtype, _provenance(stack), memory, verify)
+    fold = Fold(source, merger, dtype, _provenance(stack, convention), memory, verify)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     written_to(Path(out), fold, inputs, resume=resume, progress=progress)
     return replace(binding.report, notes=(*_notes(source), *merger.notes))
@@ -139,7 +139,7 @@ def _reserve(target: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _provenance(stack: Stack) -> dict[str, str]:
+def _provenance(stack: Stack, convention: Convention) -> dict[str, str]:
     """What the output's metadata says of the fold."""
     folded = [
         {
@@ -150,7 +150,7 @@ def _provenance(stack: Stack) -> dict[str, str]:
         }
         for part in (stack.parts[i] for i in stack.order())
     ]
-    said = {"adapters": folded, "sequential": stack.sequential, "version": lyc_fx.__version__}
+    said = {"adapters": folded, "convention": convention, "sequential": stack.sequential, "version": lyc_fx.__version__}
     return {"lyc_fx.fold": json.dumps(said, sort_keys=True)}
 
 

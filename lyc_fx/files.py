@@ -53,7 +53,7 @@ def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[s
             raise BadFile(f"{target}: {error.strerror}; nothing was written") from error
         raise BadFile(f"{target}: cannot be written: {error.strerror or error}; nothing was written") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is not there; or not even a folder is
             part.unlink()
 
 

@@ -98,7 +98,8 @@ def _fingerprint(fold: "Fold") -> str:
         )
         for part in fold.base.parts
     ]
-    return json.dumps([fold.provenance, str(fold.dtype), str(fold.merger.compute), fold.merger.seed, parts])
+    turned = [name for name, weight in sorted(fold.merger.weights.items()) if weight.transposed]
+    return json.dumps([fold.provenance, turned, str(fold.dtype), str(fold.merger.compute), fold.merger.seed, parts])
 
 
 def _carry(fold: "Fold", work: Path) -> None:

@@ -78,8 +78,9 @@ def _refuse_shapes(path: Path, handle: Any) -> None:
 
 
 def _refuse(path: Path) -> None:
-    start = start_of(path, 4)
-    if start.startswith(_PICKLES):
+    start = start_of(path, 9)
+    header = start[4:] == b"\0\0\0\0{"  # the length of a header may begin as a pickle does
+    if start.startswith(_PICKLES) and not header:
         raise BadFile(
             f"{path}: is a pickle (torch.save), which can run code when loaded. "
             "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), out)"

@@ -154,6 +154,18 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refused("a\0b", BadFile, "is no path")
 
 
+@pytest.mark.parametrize("size", [640, 896, 1152, 1408, 640 + (1 << 16)])
+def test_a_header_whose_length_begins_as_a_pickle_does(size: int, tmp_path: Path) -> None:
+    tensors = {"fc.lora_up.weight": torch.ones(3, 1), "fc.lora_down.weight": torch.ones(1, 2)}
+    least = len(json.dumps({"__metadata__": {"x": ""}})) + 200
+    for padding in range(size - least - 200, size):
+        save_file(tensors, tmp_path / "a.safetensors", {"x": "y" * max(0, padding)})
+        if int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") == size:
+            break
+    assert (tmp_path / "a.safetensors").read_bytes()[:2] in [bytes([0x80, version]) for version in (2, 3, 4, 5)]
+    assert len(lyc_fx.load(tmp_path / "a.safetensors")) == 1
+
+
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors", "x.safetensors"])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_no_pickle_is_loaded(name: str, protocol: int, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ def test_a_killed_fold(number: int, tmp_path: Path) -> None:
     factors = {f"l{i}.lora_up.weight": torch.randn(1024, 512) for i in layers}
     save_file(factors | {f"l{i}.lora_down.weight": torch.randn(512, 1024) for i in layers}, tmp_path / "adapter")
     command = [sys.executable, "-m", "lyc_fx", "fold", "base", "adapter", "-o", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    heed = partial(
+        signal.signal, number, signal.SIG_DFL
+    )  # under `nohup` the child would inherit that SIGHUP is ignored
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         while process.poll() is None and not list(tmp_path.glob("*.part")):
             time.sleep(0.01)
         process.send_signal(number)

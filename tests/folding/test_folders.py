@@ -183,6 +183,10 @@ def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
     with pytest.raises(BadFile, match="holds another fold"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", 0.5, resume=True)
+    with pytest.raises(BadFile, match="holds another fold"):
+        lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", convention="lycoris", resume=True)
+    with pytest.raises(BadFile, match="holds another fold"):
+        lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", transposed=["h.4.*"], resume=True)
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
     assert len(seen) == 4 and seen[2] == seen[3], "only the shard that was interrupted is done again"
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "wanted")
