@@ -6,7 +6,7 @@ import torch
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
-from lyc_fx.families.adapter import Additive
+from lyc_fx.families.additive import Additive
 from lyc_fx.families.locon import LoCon
 from lyc_fx.families.tensors import matrix
 

@@ -6,7 +6,8 @@ from pkgutil import iter_modules
 
 import torch
 
-from lyc_fx.families.adapter import Adapter, Additive, Convention, Strength
+from lyc_fx.families.adapter import Adapter, Convention, Strength
+from lyc_fx.families.additive import Additive
 from lyc_fx.families.merged import Change, compute_dtype, merged, overflowed, refuse_lost, refuse_overflow
 from lyc_fx.families.shapes import Shape
 

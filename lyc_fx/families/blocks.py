@@ -59,7 +59,7 @@ def pieces(shape: Shape, stack: Sequence[Change]) -> list[tuple[int, Rows]]:
     return [(1, each) for each in _cut(0, shape[1], max(1, WIDE // (shape[0] * prod(shape[2:]))))]
 
 
-def at_once(shape: Shape, stack: Sequence[Change]) -> int:
+def largest_piece(shape: Shape, stack: Sequence[Change]) -> int:
     """Elements of the largest of `pieces`."""
     cut = pieces(shape, stack)
     return max((prod(shape) // shape[dim] * (stop - start) for dim, (start, stop) in cut), default=0) if shape else 1

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Adapter, Additive, Strength
+from lyc_fx.families.adapter import Adapter, Strength
+from lyc_fx.families.additive import Additive
 from lyc_fx.families.shapes import Shape
 
 DORA: Mapping[str, str] = {"magnitude": "dora_scale"}

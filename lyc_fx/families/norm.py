@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import Additive
+from lyc_fx.families.additive import Additive
 from lyc_fx.families.shapes import Shape, expect
 
 

@@ -68,16 +68,6 @@ class Compute:
         first = self.target.start + self.rows[0] * self.target.row_bytes
         return first, first + self.size
 
-    @property
-    def whole(self) -> bool:
-        """Whether it is all of the tensor."""
-        return self.rows == (0, height(self.source))
-
-
-def height(tensor: Stored) -> int:
-    """Rows of a tensor; a number has one."""
-    return tensor.shape[0] if tensor.shape else 1
-
 
 def jobs(source: Layout, target: Layout, cuts: dict[str, Cut]) -> Iterator[Copy | Compute]:
     """Every byte of the output's data once. `cuts` are of those that are computed; the rest is copied."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from lyc_fx.binding import Binding, solvable
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Change, refuse_overflow
-from lyc_fx.families.blocks import BLOCK, Rows, at_once, on_rows, row_blocks
+from lyc_fx.families.blocks import BLOCK, Rows, largest_piece, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
@@ -62,7 +62,7 @@ class Merger:
     def _cut(self, name: str, changes: list[Change]) -> Cut:
         weight = self.weights[name]
         blocks = [(0, weight.shape[0])] if weight.transposed else row_blocks(weight.shape, changes)
-        largest = at_once(weight.logical, changes)
+        largest = largest_piece(weight.logical, changes)
         if weight.scale is not None:  # what it means is in memory as a whole block, in the dtype of sums
             largest += max(stop - start for start, stop in blocks) * prod(weight.shape[1:]) // TEMPORARIES
         return Cut(blocks, largest)

@@ -8,7 +8,7 @@ from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
 from lyc_fx.families import Adapter, Change, blocks, eager, loha, merged
-from lyc_fx.families.blocks import at_once, on_rows, row_blocks
+from lyc_fx.families.blocks import largest_piece, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows
 from lyc_fx.families.rounding import Rounding
 
@@ -84,7 +84,7 @@ def test_a_weight_in_memory_in_rows_or_columns(variant: Variant, monkeypatch: py
             for given in (weight, turned):
                 largest.clear()
                 assert torch.equal(wholly(given, stack, torch.bfloat16), merged(given, stack, result=torch.bfloat16))
-                assert (len(largest) > 1) == can_be_cut(adapter, shape) and max(largest) == at_once(shape, stack)
+                assert (len(largest) > 1) == can_be_cut(adapter, shape) and max(largest) == largest_piece(shape, stack)
                 exact = wholly(given.double(), stack, torch.float64)
                 torch.testing.assert_close(exact, merged(given.double(), stack), rtol=1e-12, atol=1e-12)
 
