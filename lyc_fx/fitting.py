@@ -50,7 +50,7 @@ def placed(
         if (
             weight.dtype.itemsize == 1
             and weight.scale is None
-            and (scale := _scale(piece.parameter, weights)) is not None
+            and (scale := scale_beside(piece.parameter, weights)) is not None
         ):
             raise BadAdapter(
                 f"{piece.parameter} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before "
@@ -103,7 +103,7 @@ def _fits(adapter: Adapter, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def _scale(name: str, weights: Mapping[str, Weight]) -> str | None:
+def scale_beside(name: str, weights: Mapping[str, Weight]) -> str | None:
     """What a float8 weight must be multiplied by: `fc.weight_scale`, `fc.scale_weight`, or a mark for all of them."""
     module = name.rpartition(".")[0]
     beside = (other for other in weights if other.rpartition(".")[0] == module and "scale" in other.rpartition(".")[2])

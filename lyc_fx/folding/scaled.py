@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.fitting import Weight
+from lyc_fx.fitting import Weight, scale_beside
 
 _LEAVES = ("scale_weight", "weight_scale")
-_MARK = "scaled_fp8"
 
 
 def with_scales(weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -35,7 +34,7 @@ def refuse_conversion(weights: Mapping[str, Weight], dtype: torch.dtype | None) 
     """Raise Unsupported where another dtype is asked for: codes and scales would be converted apart."""
     for name, weight in weights.items():
         if dtype is not None and weight.dtype.itemsize == 1 and weight.dtype.is_floating_point:
-            scale = _scale(name, weights) or (_MARK if _MARK in weights else None)
+            scale = scale_beside(name, weights)
             if scale is not None:
                 raise Unsupported(f"{name} is stored in units of {scale}: fold it without another dtype")
 

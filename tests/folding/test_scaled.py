@@ -181,6 +181,13 @@ def test_a_broken_scale(value: float, tmp_path: Path) -> None:
 def test_another_dtype_would_tear_codes_and_scales_apart(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"is stored in units of fc\.weight_scale"):
         folded(tmp_path, checkpoint(torch.float8_e4m3fn, (1,), 1.0), dtype=torch.bfloat16)
+    blocks_of_scales = {"fc.weight": torch.ones(SHAPE).to(torch.float8_e4m3fn), "fc.weight_scale_inv": torch.ones(2, 1)}
+    save_file(blocks_of_scales, tmp_path / "base.safetensors")
+    for others in (stack(), AdapterSet(())):  # also where nothing is merged
+        with pytest.raises((BadAdapter, Unsupported), match=r"in units of fc\.weight_scale_inv"):
+            lyc_fx.fold_checkpoint(
+                tmp_path / "base.safetensors", others, tmp_path / "o", strict=False, dtype=torch.bfloat16
+            )
     del_scale = {"fc.weight": torch.ones(SHAPE).to(torch.float8_e4m3fn)}
     assert folded(tmp_path, del_scale, dtype=torch.bfloat16)["fc.weight"].dtype == torch.bfloat16
 
