@@ -105,12 +105,13 @@ def threads() -> Iterator[Crew]:
     try:
         with kept(), ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as pool:
             begun = Barrier(count + 1)  # an interrupt while a thread begins would leave it to itself: none begins later
-            for _ in range(count):
-                pool.submit(begun.wait)
-            begun.wait()
             try:
+                for _ in range(count):
+                    pool.submit(begun.wait)
+                begun.wait()
                 yield Crew(pool, 4 * count)
             finally:
+                begun.abort()  # else those that wait would for ever
                 pool.shutdown(cancel_futures=True)
     finally:
         torch.set_num_threads(count)  # else threads that begin later would take the workers' number

@@ -1,6 +1,9 @@
 """A weight merged block by block: the same numbers as the whole, whatever the number of threads."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -82,3 +85,41 @@ def test_rows_without_a_change_keep_their_bits_and_overflow_is_counted() -> None
     assert torch.equal(out.view(torch.int16)[16:], weight.view(torch.int16)[16:])
     assert not torch.equal(out[8:16], weight[8:16])
     assert merged_into(weight, [Change(adapter, 1e7, (8, 16))], out) > 70
+
+
+def test_no_thread_begins_once_a_weight_may_be_written() -> None:
+    """One that is interrupted as it begins is known to nobody, and would write after the undoing."""
+    before = set(threading.enumerate())
+    with threads() as run:
+        begun = set(threading.enumerate()) - before
+        assert len(begun) == torch.get_num_threads()
+        for _ in range(20):
+            run(lambda rows: rows[0], [(0, 1), (1, 2)], lambda lost: None)
+        run.finish()
+        assert set(threading.enumerate()) - before == begun
+
+
+def test_an_interrupt_while_threads_begin_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first thread waits for the second, which never comes."""
+    submit, calls, ends = ThreadPoolExecutor.submit, [], []
+
+    def interrupted(self: ThreadPoolExecutor, *arguments: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return submit(self, *arguments)
+
+    def enter() -> None:
+        try:
+            with threads():
+                ends.append("entered")
+        except KeyboardInterrupt:
+            ends.append("interrupted")
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    one = threading.Thread(target=enter, daemon=True)
+    one.start()
+    one.join(30)
+    assert ends == ["interrupted"]

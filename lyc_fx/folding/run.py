@@ -57,8 +57,8 @@ def run(
     begin(source, 2 * WINDOW)  # the header is not among what the jobs read
     with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads()) as pool:
         crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
-        workers = [pool.submit(crew.work) for _ in range(threads())]
         try:
+            workers = [pool.submit(crew.work) for _ in range(threads())]
             for worker in workers:
                 worker.result()
         except BaseException as error:

@@ -1,7 +1,6 @@
 """The live road on parameters that are not plain: shared memory, views, inference tensors, computed weights."""
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -219,18 +218,6 @@ def test_an_interrupt_after_the_last_block_is_undone(swapped: bool, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         lyc_fx.live(model).set({BOTH: 1.0}) if swapped else lyc_fx.merge(model, BOTH)
     same(model.state_dict(), before)
-
-
-def test_no_thread_begins_once_a_weight_may_be_written() -> None:
-    """One that is interrupted as it begins is known to nobody, and would write after the undoing."""
-    before = set(threading.enumerate())
-    with blockwise.threads() as run:
-        begun = set(threading.enumerate()) - before
-        assert len(begun) == torch.get_num_threads()
-        for _ in range(20):
-            run(lambda rows: rows[0], [(0, 1), (1, 2)], lambda lost: None)
-        run.finish()
-        assert set(threading.enumerate()) - before == begun
 
 
 def test_training_a_program_leaves_the_adapter_set_alone() -> None:
