@@ -102,10 +102,10 @@ RULES = (
         Op(aten.to.dtype, X, Var("dtype")),
         lambda emit, m: m["x"] if _dtype(m["x"]) == m["dtype"] else Miss("the dtype changes", 1),
     ),
-    Rule("no-op reshape", Op(_RESHAPES, X, name="node"), _same_shape),
+    Rule("no-op reshape", Op(_RESHAPES, X, ..., name="node"), _same_shape),
     Rule("transpose of transpose", Op(aten.t.default, Op(aten.t.default, X)), lambda emit, m: m["x"]),
-    Rule("reshape of reshape", Op(_RESHAPES, Op(_RESHAPES, X), name="node"), _reshape_again),
-    Rule("cast outside", Op((*_RESHAPES, aten.t.default), _CAST, name="node"), _cast_outside),
+    Rule("reshape of reshape", Op(_RESHAPES, Op(_RESHAPES, X, ...), ..., name="node"), _reshape_again),
+    Rule("cast outside", Op((*_RESHAPES, aten.t.default), _CAST, ..., name="node"), _cast_outside),
     Rule("order of a sum", Op(aten.add.Tensor, _INNER, Var("last", X.where)), _swap),
     Rule("widened", Op(aten.to.dtype, Op(aten.to.dtype, X, Var("wide")), Var("dtype")), _widened),
 )

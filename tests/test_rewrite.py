@@ -34,7 +34,7 @@ def test_the_same_variable_is_the_same_thing() -> None:
 
 def test_a_miss_names_what_was_found_and_goes_deepest() -> None:
     node = result(graph_of(lambda x: (x @ x.t()) * 2.0))
-    shallow, deep = Op(aten.add.Tensor, Var("x")), Op(aten.mul.Tensor, Op(aten.t.default, Var("x")))
+    shallow, deep = Op(aten.add.Tensor, Var("x"), ...), Op(aten.mul.Tensor, Op(aten.t.default, Var("x")), ...)
     miss = Either(shallow, deep).match(node, {})
     assert str(miss) == "matmul is aten.matmul.default, not aten.t.default"
     refused = Op(aten.mul.Tensor, Var("x", lambda value: "too blue")).match(node, {})
@@ -72,7 +72,32 @@ def test_the_reason_of_a_rule_is_reported_for_the_nodes_asked_about() -> None:
     def formula(x: Tensor) -> Tensor:
         return x * 2.0 + x
 
-    rule = Rule("never", Op(aten.mul.Tensor, Var("x")), never)
+    rule = Rule("never", Op(aten.mul.Tensor, Var("x"), ...), never)
     program = graph_of(formula)
     fired = rewrite(program, [rule], explain=lambda node: node.target is aten.mul.Tensor)
     assert fired.count == 0 and fired.misses == ("mul: never: not today",)
+
+
+@pytest.mark.parametrize(
+    ("formula", "named"),
+    [
+        (lambda x: torch.add(x, x.t(), alpha=4), "alpha = 4"),
+        (lambda x: torch.sub(x, x.t(), alpha=0.5), "alpha = 0.5"),
+    ],
+)
+def test_an_argument_that_a_pattern_does_not_name_has_its_default(formula, named: str) -> None:  # type: ignore[no-untyped-def]
+    node = result(graph_of(formula))
+    pattern, plain = Op(node.target, Var("x"), Var("y")), result(graph_of(lambda x: x + x.t()))
+    miss = pattern.match(node, {})
+    assert isinstance(miss, Miss) and str(miss).endswith(f"is called with {named}")
+    assert not isinstance(Op(node.target, Var("x"), ...).match(node, {}), Miss)
+    assert not isinstance(Op(aten.add.Tensor, Var("x"), Var("y")).match(plain, {}), Miss)
+
+
+def test_a_call_of_no_operator_has_no_defaults() -> None:
+    graph = torch.fx.Graph()
+    node = graph.call_function(max, (graph.placeholder("x"), 1))
+    assert isinstance(Op(max, Var("x")).match(node, {}), Miss) and not isinstance(
+        Op(max, Var("x"), ...).match(node, {}), Miss
+    )
+    assert isinstance(Op(max, Var("x"), Var("y"), Var("z")).match(node, {}), Miss)

@@ -88,8 +88,8 @@ def whole(name: str, total: Pattern, chain: Chain, kinds: Iterable[LayerKind] = 
 
     def site(kind: LayerKind) -> Op:
         stored = Op(aten.t.default, total) if kind.transposed else total
-        weight = Either(Op(aten.to.dtype, stored), stored)
-        return Op(kind.op, *(Var(f"argument {i}") for i in range(kind.weight)), weight, name="layer")
+        weight = Either(Op(aten.to.dtype, stored, Var("stored dtype")), stored)
+        return Op(kind.op, *(Var(f"argument {i}") for i in range(kind.weight)), weight, ..., name="layer")
 
     return [Rule(f"{name} on {kind.op}", site(kind), replace) for kind in kinds]
 

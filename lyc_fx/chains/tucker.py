@@ -13,7 +13,7 @@ aten = torch.ops.aten
 def product(side: str = "") -> Pattern:
     """`columns (I, q) @ (left (O, p) @ taps (p, q·κ)).reshape(O, q, κ)`; `side` is appended to the names."""
     inner = Op(aten.matmul.default, Var(f"left{side}", matrix), Var(f"taps{side}", matrix))
-    outer = Op(RESHAPES, inner, name=f"inner{side}")
+    outer = Op(RESHAPES, inner, ..., name=f"inner{side}")
     return Viewed(Op(aten.matmul.default, Var(f"columns{side}", matrix), outer))
 
 

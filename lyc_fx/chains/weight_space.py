@@ -22,15 +22,15 @@ _DENSE = Viewed(Var("dense", _stored))
 _INTERPOLATED = Op(
     aten.add.Tensor,
     Var("base"),
-    Op(aten.mul.Tensor, Var("strength", scalar), Op(aten.sub.Tensor, Op(aten.mul.Tensor), Var("base"))),
+    Op(aten.mul.Tensor, Var("strength", scalar), Op(aten.sub.Tensor, Op(aten.mul.Tensor, ...), Var("base"))),
 )
 _NORMED = Op(aten.mul.Tensor, Var("direction"), Var("ratio", _of_weight))
-_SINGULAR = Op(aten.mul.Tensor, Op(aten.sub.Tensor, Op(aten.matmul.default), Op(aten.matmul.default)))
+_SINGULAR = Op(aten.mul.Tensor, Op(aten.sub.Tensor, Op(aten.matmul.default, ...), Op(aten.matmul.default, ...)), ...)
 
 RULES = [
     *stays("full", scaled_sum(_DENSE), "a full difference has no form that is smaller than the weight"),
     *stays("DoRA", _INTERPOLATED, REASON),
-    *stays("DoRA", Op(aten.add.Tensor, Var("rest"), Op(aten.sub.Tensor, Either(_INTERPOLATED, _NORMED))), REASON),
+    *stays("DoRA", Op(aten.add.Tensor, Var("rest"), Op(aten.sub.Tensor, Either(_INTERPOLATED, _NORMED), ...)), REASON),
     *stays(
         "T-LoRA",
         Op(aten.add.Tensor, Var("rest"), Viewed(_SINGULAR)),
@@ -38,8 +38,8 @@ RULES = [
     ),
     *stays(
         "beside others",
-        Op(aten.add.Tensor, Var("rest"), Op(aten.sub.Tensor)),
+        Op(aten.add.Tensor, Var("rest"), Op(aten.sub.Tensor, ...)),
         "a map of the base weight beside other adapters: a chain would take a second pass through the layer",
     ),
-    *stays("Hadamard", scaled_sum(Op(aten.mul.Tensor)), "a product of two full tensors has no chain"),
+    *stays("Hadamard", scaled_sum(Op(aten.mul.Tensor, ...)), "a product of two full tensors has no chain"),
 ]

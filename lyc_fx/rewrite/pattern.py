@@ -1,13 +1,15 @@
 """Patterns over FX nodes. A pattern that does not match says why.
 
 A pattern reads like the expression that it matches: `Op(aten.matmul.default, Var("up"), Var("down"))`.
-Arguments are matched by position, those left out in the graph have their schema's default.
+Arguments are matched by position. Those that the graph leaves out have their schema's default, and those that the
+pattern leaves out must have it: `add(x, y, alpha=4)` is no `Op(aten.add.Tensor, Var("x"), Var("y"))`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import EllipsisType
 from typing import Any, final
 
 import torch
@@ -54,11 +56,15 @@ class Var(Pattern):
 
 @final
 class Op(Pattern):
-    """Matches a call of one of some operators; `name`, if given, is bound to the node."""
+    """Matches a call of one of some operators; `name`, if given, is bound to the node.
 
-    def __init__(self, target: Any, *args: Pattern, name: str | None = None) -> None:
+    `...` at the end stands for further arguments, whatever they are.
+    """
+
+    def __init__(self, target: Any, *args: Pattern | EllipsisType, name: str | None = None) -> None:
         self.targets = target if isinstance(target, tuple) else (target,)
-        self.args = args
+        self.args = tuple(pattern for pattern in args if isinstance(pattern, Pattern))
+        self.open = args[-1:] == (...,)
         self.name = name
 
     def match(self, value: Any, bound: Bindings, depth: int = 0) -> Bindings | Miss:
@@ -67,12 +73,15 @@ class Op(Pattern):
             return Miss(f"{value} is {found}, not {' or '.join(map(str, self.targets))}", depth)
         if self.name is not None:
             bound = {**bound, self.name: value}
-        for pattern, argument in zip(self.args, arguments(value), strict=False):
+        given = arguments(value)
+        if len(given) < len(self.args):
+            return Miss(f"{value} has {len(given)} arguments, not {len(self.args)}", depth)
+        for pattern, argument in zip(self.args, given, strict=False):
             result = pattern.match(argument, bound, depth + 1)
             if isinstance(result, Miss):
                 return result
             bound = result
-        return bound
+        return bound if self.open else _unnamed(value, len(self.args), depth) or bound
 
 
 @final
@@ -100,6 +109,16 @@ def arguments(node: Node) -> tuple[Any, ...]:
     for name, default in _parameters(node.target)[len(given) :]:
         given.append(node.kwargs.get(name, default))
     return tuple(given)
+
+
+def _unnamed(node: Node, count: int, depth: int) -> Miss | None:
+    """A miss where an argument after the first `count` is not what the operator's schema has for it."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return Miss(f"{node} has further arguments", depth) if node.kwargs or len(node.args) > count else None
+    for (name, default), value in list(zip(_parameters(node.target), arguments(node), strict=True))[count:]:
+        if isinstance(value, Node) or value != default:
+            return Miss(f"{node} is called with {name} = {value}", depth)
+    return None
 
 
 @cache
