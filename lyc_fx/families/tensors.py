@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor
 
 
@@ -41,7 +42,9 @@ def tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def with_core(core: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """A Tucker product as a product of two matrices: `(O, p)` and `(p, I · κ)`, of left `(p, O)`, right `(q, I)`."""
     inner = (matrix(core).reshape([core.shape[0], core.shape[1], -1]).transpose(1, 2) @ right).transpose(1, 2)
-    return left.t().contiguous(), inner.flatten(1)  # torch.kron cannot take a transposed view
+    # Copies: torch.kron cannot take every view, also where a size of 1 makes it count as contiguous.
+    plain = torch.contiguous_format
+    return left.t().clone(memory_format=plain), inner.flatten(1).clone(memory_format=plain)
 
 
 def kronecker(left: Tensor, right: Tensor) -> Tensor:

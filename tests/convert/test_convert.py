@@ -105,9 +105,10 @@ def test_names_are_those_that_the_tools_have() -> None:
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v[0] in (LoHa, LoKr, LoCon)], ids=variant_id)
-@pytest.mark.parametrize("shape", [(15, 6), (10, 6, 3, 3)], ids=str)
-def test_exact_low_rank_forms(variant: tuple[type, frozenset[str]], shape: tuple[int, ...]) -> None:
-    adapter = random_for(variant, shape, rank=2, dtype=torch.float64)
+@pytest.mark.parametrize("shape", [(15, 6), (10, 6, 3, 3), (6, 15, 1, 3)], ids=str)
+@pytest.mark.parametrize("rank", [1, 2])
+def test_exact_low_rank_forms(variant: tuple[type, frozenset[str]], shape: tuple[int, ...], rank: int) -> None:
+    adapter = random_for(variant, shape, rank=rank, dtype=torch.float64)
     if adapter is None:
         pytest.skip("no such variant for this layer")
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
