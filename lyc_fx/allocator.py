@@ -2,28 +2,21 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 _TRIM, _MMAP = -1, -3
 """`M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of glibc's malloc.h"""
-_DEFAULT, _KEPT = 128 * 2**10, 32 * 2**20
+_KEPT = 32 * 2**20
 
 
-@contextmanager
-def kept() -> Iterator[None]:
-    """Within, freed memory stays with the process; afterwards it goes back to the system. Other systems: nothing."""
-    library = None
+def keep_freed_memory() -> None:
+    """From now on freed memory stays with the process. Other systems than Linux with glibc: nothing.
+
+    This is for a process of our own, such as the command line's. In a user's it would be for good: glibc adapts these
+    thresholds to what a program allocates until somebody sets them, and there is no way back.
+    """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt
             library = ctypes.CDLL(None)
             library.mallopt(_MMAP, _KEPT)
             library.mallopt(_TRIM, 16 * _KEPT)
-    try:
-        yield
-    finally:
-        if library is not None:
-            with suppress(AttributeError):
-                library.mallopt(_MMAP, _DEFAULT)
-                library.mallopt(_TRIM, _DEFAULT)
-                library.malloc_trim(0)

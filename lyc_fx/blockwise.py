@@ -11,7 +11,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.allocator import kept
 from lyc_fx.families import Change, overflowed
 from lyc_fx.families.blocks import Rows, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, prepared
@@ -103,7 +102,7 @@ def threads() -> Iterator[Crew]:
     """
     count = torch.get_num_threads()
     try:
-        with kept(), ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as pool:
+        with ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1)) as pool:
             begun = Barrier(count + 1)  # an interrupt while a thread begins would leave it to itself: none begins later
             try:
                 for _ in range(count):

@@ -10,7 +10,6 @@ from typing import Literal, final
 import torch
 
 import lyc_fx
-from lyc_fx.allocator import kept
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Convention
@@ -118,7 +117,7 @@ class Fold:
     def write(self, part: Part, target: Path, progress: Progress) -> None:
         """Write the merged copy of one file."""
         layout = self.layout(part)
-        with one_thread_each(), kept():
+        with one_thread_each():
             cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
         work = jobs(part.layout, layout, {name: cut for name, cut in cuts.items() if cut is not None})
         _reserve(target, layout.bytes)

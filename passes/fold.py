@@ -22,6 +22,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import refuse_overflow
+from lyc_fx.families.rounding import nearest
 from lyc_fx.layers import COMPUTED, weight_norm_parts
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
@@ -119,7 +120,7 @@ def _base(root: Node) -> Node:
 
 @torch.no_grad()
 def _evaluate(gm: GraphModule, root: Node) -> Tensor:
-    """The value of a cone, by the operators that the graph holds."""
+    """The value of a cone, by the operators that the graph holds; splice's casts round to the nearest, as elsewhere."""
     values: dict[Node, Any] = {}
     for node in _cone(root):
         if node.op == "get_attr":
@@ -129,7 +130,9 @@ def _evaluate(gm: GraphModule, root: Node) -> Tensor:
                 raise InvalidGraph(f"{node.target} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
         else:
             arguments, keywords = map_arg((node.args, node.kwargs), lambda n: values[n])
-            values[node] = node.target(*arguments, **keywords)  # type: ignore[operator]  # a call_function
+            rounds = node.target is torch.ops.aten.to.dtype and node.meta.get(EMITTED)
+            call: Any = nearest if rounds else node.target
+            values[node] = call(*arguments, **keywords)
     result = values[root]
     assert isinstance(result, Tensor)
     return result

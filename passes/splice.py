@@ -18,6 +18,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from lyc_fx.binding import Binding, Bound, bind
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import Change, merged
+from lyc_fx.families.rounding import cast
 from lyc_fx.fitting import Weight
 from lyc_fx.layers import COMPUTED, stored_transposed
 from lyc_fx.pipeline import done
@@ -136,7 +137,7 @@ def _splice(
                 )
                 for i, (b, adapter) in enumerate(zip(bound, adapters, strict=True))
             ]
-            return merged(at["weight"], stack, transposed=described.transposed, sequential=sequential)
+            return merged(at["weight"], stack, transposed=described.transposed, sequential=sequential, rounding=cast)
 
         traces[key] = _trace(gm, formula, {n: node.meta["val"] for n, node in inputs.items()})
     result = emit.inline(traces[key], inputs)

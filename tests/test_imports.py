@@ -26,8 +26,8 @@ MAY: dict[str, set[str]] = {
     "stack": {"adapters", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
     "unmatched": {"adapters", "naming"},
-    "allocator": set(),
-    "blockwise": {"allocator", "families"},
+    "allocator": set(),  # of the process, so that only the command line may touch it
+    "blockwise": {"families"},
     "binding": {"adapters", "blockwise", "errors", "families", "fitting", "naming", "report", "stack", "unmatched"},
     "formats": {"adapters", "errors", "families", "files", "formats"},
     "convert": {"adapters", "convert", "errors", "families", "fitting", "formats", "naming", "shapes"},
@@ -42,8 +42,8 @@ MAY: dict[str, set[str]] = {
     "stores": {"errors", "formats"},
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores"},
     "orientation": {"errors", "fitting"},
-    "folding": LOW | {"allocator", "binding", "checkpoint", "families", "fitting", "folding", "formats"},
-    "checkpoint": LOW | {"allocator", "binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
+    "folding": LOW | {"binding", "checkpoint", "families", "fitting", "folding", "formats"},
+    "checkpoint": LOW | {"binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
+from lyc_fx.allocator import keep_freed_memory
 from lyc_fx.cli.arguments import Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.folding.ahead import begin
@@ -84,6 +85,7 @@ def command(
     with working("loading the adapters", quiet=quiet):
         if not dry_run:
             begin(base)  # the import of torch takes a second
+            keep_freed_memory()
         import torch
 
         from lyc_fx import fold_checkpoint

@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lyc_fx.families.ties import single
+
 Rounding = Callable[[Tensor, torch.dtype], Tensor]
 """Values and the dtype that they get"""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -18,17 +20,28 @@ def nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Ties to even. Values beyond the range become infinite, or NaN where the dtype has no infinity."""
     if values.dtype == dtype:
         return values
-    rounded = values.to(dtype)
+    rounded = _castable(values, dtype).to(dtype)
     if dtype.itemsize > 1 or not dtype.is_floating_point:
         return rounded
     beyond = values.abs() > _limit(dtype)  # torch clips some float8 at their greatest value
     return torch.where(beyond, torch.full_like(values, float("nan")).to(dtype).float(), rounded.float()).to(dtype)
 
 
+def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """torch's own cast, one operator in a graph; from float64 it is `nearest` but for one value in some 100,000."""
+    return values if values.dtype == dtype else values.to(dtype)
+
+
+def _castable(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values from which torch's cast gives the nearest."""
+    twice = values.dtype == torch.float64 and dtype.is_floating_point and dtype.itemsize <= 2
+    return single(values, dtype) if twice and values.numel() else values
+
+
 def round_into(out: Tensor, values: Tensor, rounding: Rounding) -> None:
     """`out ← rounding(values)`, without a copy between where torch's own cast is the rounding."""
     direct = rounding is nearest and (out.dtype.itemsize > 1 or _within(values, out.dtype))
-    out.copy_(values if direct else rounding(values, out.dtype))
+    out.copy_(_castable(values, out.dtype) if direct else rounding(values, out.dtype))
 
 
 def _within(values: Tensor, dtype: torch.dtype) -> bool:

@@ -13,7 +13,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lyc_fx.allocator import kept
 from lyc_fx.errors import BadFile
 from lyc_fx.folding.ahead import WINDOW, ask, begin
 from lyc_fx.folding.jobs import Compute, Copy
@@ -55,7 +54,7 @@ def run(
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
     begin(source, 2 * WINDOW)  # the header is not among what the jobs read
-    with open(source, "rb") as old, one_thread_each(), kept(), ThreadPoolExecutor(threads()) as pool:
+    with open(source, "rb") as old, one_thread_each(), ThreadPoolExecutor(threads()) as pool:
         crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
         try:
             workers = [pool.submit(crew.work) for _ in range(threads())]

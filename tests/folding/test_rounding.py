@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lyc_fx.families.finite import all_finite, finite
-from lyc_fx.families.rounding import Stochastic, nearest
+from lyc_fx.families.rounding import Stochastic, nearest, round_into
 from lyc_fx.families.widen import widened
 
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32)
@@ -79,3 +79,58 @@ def test_one_value_that_is_not_finite_is_seen(dtype: torch.dtype) -> None:
     assert len(fine) > 0 and all_finite(fine) and all_finite(fine[:0])
     for broken in every[~finite(every)][:300]:
         assert not all_finite(torch.cat([fine[:100], broken.reshape(1), fine[100:200]]))
+
+
+NARROW = [*(d for d in FLOAT8 if "8m0" not in str(d)), torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("into", [False, True], ids=["nearest", "round_into"])
+def test_no_value_is_rounded_twice(dtype: torch.dtype, into: bool) -> None:
+    """Every value of the dtype, the midpoint to the next, and what float32 cannot tell from that midpoint."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8).view(dtype)
+    values = every[finite(every)].double().abs().unique()
+    low, high = values[:-1], values[1:]
+    middle = (low + high) / 2
+    step = torch.finfo(torch.float32).eps * 2.0**-10 * middle
+    near = torch.cat([low, middle - step, middle + step, middle]).view(4, -1)
+    assert torch.equal(near[1].float(), near[2].float()) and bool((near[1] < near[2]).all())
+    ties = torch.where(low == nearest(middle, dtype).double(), low, high)
+    assert torch.equal(_parity(ties.to(dtype)), torch.zeros_like(ties)), "of two that are as near, the even one"
+    wanted = torch.stack([low, low, high, ties])
+    for sign in (1, -1):
+        given = torch.empty(near.shape, dtype=dtype)
+        if into:
+            round_into(given, sign * near, nearest)
+        else:
+            given = nearest(sign * near, dtype)
+        assert torch.equal(given.double() * sign, wanted)
+    assert not torch.equal(near.to(dtype).double(), wanted), "torch's own cast is wrong here"
+
+
+def test_what_the_sum_of_a_tie_makes_of_it_is_a_tie() -> None:
+    for tie, even in ((1 + 2.0**-8, 1.0), (1 + 3 * 2.0**-8, 1 + 2.0**-6)):
+        sums = tie * (1 + torch.tensor([-4, -1, 0, 1, 4], dtype=torch.float64) * torch.finfo(torch.float64).eps)
+        assert nearest(sums, torch.bfloat16).tolist() == [even] * 5
+
+
+def _parity(values: torch.Tensor) -> torch.Tensor:
+    """The last bit of each code."""
+    codes = values.view(torch.uint8 if values.dtype.itemsize == 1 else torch.int16)
+    return (codes & 1).double()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rounding_keeps_layouts_and_what_is_not_finite(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tie = 1 + torch.finfo(dtype).eps / 2
+    values = torch.randn(70, 37, dtype=torch.float64)
+    values[3, 5], values[69, 36], values[0, 0] = tie + 2.0**-40, tie + 2.0**-40, torch.nan
+    values[1, 0], values[2, 0] = torch.inf, -torch.inf
+    for given in (values, values.t(), values[::2, 1::3], values[:0], values[3, 5]):
+        plain = given.to(dtype)
+        plain[given == tie + 2.0**-40] = 1 + torch.finfo(dtype).eps
+        torch.testing.assert_close(nearest(given, dtype), plain, rtol=0, atol=0, equal_nan=True)
+        out = torch.empty_like(plain)
+        round_into(out, given, nearest)
+        torch.testing.assert_close(out, plain, rtol=0, atol=0, equal_nan=True)
