@@ -1,6 +1,8 @@
 """Running passes: on a copy, verified after each one, with a record of how often each fired."""
 
+from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from torch.fx import GraphModule
@@ -8,6 +10,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph, LycFxError
 from lyc_fx.program import Step, cloned, facts, remember
+from lyc_fx.validation import Validation
 from lyc_fx.verify import Snapshot, verify
 
 
@@ -22,21 +25,33 @@ def find(name: str, **options: Any) -> PassBase:
     return made
 
 
-def run(gm: GraphModule, *passes: PassBase) -> GraphModule:
-    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it."""
+def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
+    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it.
+
+    With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.validation`).
+    """
     if not isinstance(gm, GraphModule):
         raise InvalidGraph(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
+    validation = Validation.of(gm) if check else None
     gm = cloned(gm)
     for each in passes:
-        before = Snapshot.of(gm)
+        before, previous = Snapshot.of(gm), cloned(gm) if check else gm
         result = each(gm)
         assert result is not None
         verify(gm, before, type(each).__name__)
         gm.recompile()
+        if validation is not None:
+            validation.check(gm, previous, type(each).__name__)
     return gm
 
 
-def done(gm: GraphModule, name: str, fired: int, misses: tuple[str, ...] = ()) -> PassResult:
+def done(
+    gm: GraphModule,
+    name: str,
+    fired: int,
+    misses: tuple[str, ...] = (),
+    rules: Mapping[str, int] = MappingProxyType({}),
+) -> PassResult:
     """What a pass returns: its result, with a step added to the program's history."""
-    remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses)))
+    remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses, rules)))
     return PassResult(gm, bool(fired))

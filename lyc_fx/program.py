@@ -30,9 +30,12 @@ class Step:
     fired: int
     misses: tuple[str, ...] = ()
     """Why rules that were tried did not match"""
+    rules: Mapping[str, int] = field(default_factory=dict)
+    """How often each rule fired, of a pass that has several"""
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.name}: fired {self.fired} times", *(f"  not: {miss}" for miss in self.misses)])
+        lines = [f"{self.name}: fired {self.fired} times", *(f"  {name}: {n}" for name, n in self.rules.items())]
+        return "\n".join([*lines, *(f"  not: {miss}" for miss in self.misses)])
 
 
 @final

@@ -40,24 +40,30 @@ def splice(
     return pipeline.run(gm, pipeline.find("splice", stack=stack, strict=strict))
 
 
-def lower(adapted: GraphModule, plan: Plan | None = None) -> GraphModule:
+def lower(adapted: GraphModule, plan: Plan | None = None, *, check: bool = False) -> GraphModule:
     """Make an adapted program quick to run unfolded.
 
     Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
     stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`).
-    `lyc_fx.history(result)` says how often each pass fired, and why rules did not.
+    `lyc_fx.history(result)` says how often each pass and rule fired, and why rules did not.
+
+    `check` runs the program before and after each pass on random inputs, at two values of every size that may vary,
+    and raises InvalidGraph with the pass, the rule and the first node that differs (`lyc_fx.validation`).
     """
     chosen = (plan or Plan.default(adapted)).chains
     tidy = pipeline.find("canonicalize")
-    return pipeline.run(adapted, tidy, pipeline.find("distribute", sites=chosen), pipeline.find("narrow"), tidy)
+    passes = tidy, pipeline.find("distribute", sites=chosen), pipeline.find("narrow"), tidy
+    return pipeline.run(adapted, *passes, check=check)
 
 
-def fold(adapted: GraphModule) -> GraphModule:
+def fold(adapted: GraphModule, *, check: bool = False) -> GraphModule:
     """Evaluate every adapted weight and store it under its own name: same keys, same operators as the model.
+
+    `check` is as in `lower`.
 
     Raises InvalidGraph for a program that was lowered, or whose weights have no values.
     """
-    return pipeline.run(adapted, pipeline.find("fold"))
+    return pipeline.run(adapted, pipeline.find("fold"), check=check)
 
 
 def report(gm: GraphModule) -> Report:

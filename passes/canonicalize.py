@@ -28,7 +28,7 @@ class Canonicalize(PassBase):
 
     def call(self, gm: GraphModule) -> PassResult:
         fired = rewrite(gm, RULES, wanted=lambda node: bool(node.meta.get(EMITTED)))
-        return done(gm, "canonicalize", fired.count)
+        return done(gm, "canonicalize", fired.count, rules=fired.rules)
 
 
 def _shape(node: Node) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ class Distribute(PassBase):
             return isinstance(weight, Node) and reads_bank(weight)
 
         fired = rewrite(gm, RULES, wanted=adapted, explain=adapted)
-        return done(gm, "distribute", fired.count, (*fired.misses, *elsewhere))
+        return done(gm, "distribute", fired.count, (*fired.misses, *elsewhere), fired.rules)
 
 
 def reads_bank(node: Node) -> bool:

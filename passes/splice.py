@@ -53,7 +53,8 @@ class Splice(PassBase):
                 for b in active:
                     if b.index not in strengths:
                         buffer = torch.tensor(b.strength, dtype=torch.float64, device=_device(target))
-                        strengths[b.index] = Emit(gm, at=first, like=first).tensor(f"{BANK}.{b.index}.strength", buffer)
+                        emit = Emit(gm, at=first, like=first, by="splice")
+                        strengths[b.index] = emit.tensor(f"{BANK}.{b.index}.strength", buffer)
                 notes += _doubts(gm, target, name, binding)
                 _splice(gm, name, target, active, strengths, traces, sequential=binding.sequential)
                 fired += 1
@@ -110,7 +111,7 @@ def _splice(
     sequential: bool,
 ) -> None:
     users = list(weight.users)
-    emit = Emit(gm, at=weight.next, like=users[0])
+    emit = Emit(gm, at=weight.next, like=users[0], by="splice")
     adapters = [b.adapter.to_device(_device(weight)) for b in bound]
     described, factors = _describe(weight), tuple(b.factor for b in bound)
     key = (

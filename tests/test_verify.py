@@ -34,7 +34,7 @@ class Breaks(PassBase):
 
     def call(self, gm: GraphModule) -> PassResult:
         [conv] = gm.graph.find_nodes(op="call_function", target=aten.conv2d.default)
-        emit = Emit(gm, at=conv, like=conv)
+        emit = Emit(gm, at=conv, like=conv, by="test")
         x, weight, bias = conv.args[:3]
         if self.how == "padding":
             new = emit(aten.conv2d.default, x, weight, bias, [2, 2], [1, 1])

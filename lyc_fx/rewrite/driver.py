@@ -1,6 +1,7 @@
 """Rules, and the driver that applies them to a fixpoint."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -32,8 +33,14 @@ class Rule:
 class Fired:
     """How often rules fired, and why those that were tried and got somewhere did not."""
 
-    count: int
+    rules: Mapping[str, int]
+    """By name"""
     misses: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Of all rules."""
+        return sum(self.rules.values())
 
 
 def rewrite(
@@ -51,34 +58,34 @@ def rewrite(
     for rule in rules:
         for target in rule.pattern.targets:
             by_target.setdefault(target, []).append(rule)
-    count = 0
+    counts: Counter[str] = Counter()
     for _ in range(_ROUNDS):
-        fired, misses = 0, []
+        fired, misses = False, []
         for node in list(gm.graph.nodes):
             if node._erased or node.op != "call_function" or not wanted(node):
                 continue
             outcome = _first(gm, node, by_target.get(node.target, ()))
-            if isinstance(outcome, Miss):
-                if explain(node):
-                    misses.append(f"{node.name}: {outcome}")
-            elif outcome is not None:
-                fired += 1
-        count += fired
+            if isinstance(outcome, Rule):
+                counts[outcome.name] += 1
+                fired = True
+            elif outcome is not None and explain(node):
+                misses.append(f"{node.name}: {outcome}")
         if not fired:
-            return Fired(count, tuple(misses))
+            return Fired(dict(counts), tuple(misses))
     raise InvalidGraph(f"the rules {', '.join(r.name for r in rules)} still fire after {_ROUNDS} rounds")
 
 
-def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Node | Miss | None:
+def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Rule | Miss | None:
+    """The rule that fired, or else the miss that got furthest."""
     deepest: Miss | None = None
     for rule in rules:
         result = rule.pattern.match(node, {})
         if not isinstance(result, Miss):
-            replacement = rule.replace(Emit(gm, at=node, like=node), result)
+            replacement = rule.replace(Emit(gm, at=node, like=node, by=rule.name), result)
             if isinstance(replacement, Node):
                 node.replace_all_uses_with(replacement, propagate_meta=False)
                 erase_unused(gm, [node])
-                return replacement
+                return rule
             result = replacement or Miss(f"{rule.name} leaves it alone", 0)
         if deepest is None or result.depth > deepest.depth:
             deepest = Miss(f"{rule.name}: {result.reason}", result.depth)

@@ -14,18 +14,18 @@ from lyc_fx.verify import propagated
 
 _KEPT = ("nn_module_stack", "custom")
 EMITTED = "lyc_fx"
-"""Marks, in `node.meta`, the nodes that capture did not make."""
+"""Marks, in `node.meta`, the nodes that capture did not make, with the rule or pass that did."""
 
 
 @final
 class Emit:
-    """Emits nodes into a graph before `at`, with the provenance of the layer `like`."""
+    """Emits nodes into a graph before `at`, with the provenance of the layer `like`, and in the name of a rule."""
 
-    def __init__(self, gm: GraphModule, *, at: Node, like: Node) -> None:
+    def __init__(self, gm: GraphModule, *, at: Node, like: Node, by: str) -> None:
         self._gm = gm
         self._mode = fake_mode(gm)
         self._at = at
-        self._provenance = {key: like.meta[key] for key in _KEPT if key in like.meta} | {EMITTED: True}
+        self._provenance = {key: like.meta[key] for key in _KEPT if key in like.meta} | {EMITTED: by}
 
     def __call__(self, target: Any, *args: Any) -> Node:
         """A call of an operator on nodes and constants; its fake value is what the operator gives."""

@@ -1,0 +1,104 @@
+"""Translation validation: what a pass made must compute what it was made from, on random inputs.
+
+Shapes and dtypes are proved by `lyc_fx.verify`; that numbers stay is tried here, at the sizes of the capture and, where
+sizes may vary, at others as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import GraphModule
+
+from lyc_fx.errors import InvalidGraph
+from lyc_fx.program import BANK, get_tensor
+from lyc_fx.show import around
+from lyc_fx.trials import outputs, trials, values
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """Inputs, and what a program gives for them."""
+
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+
+
+@final
+@dataclass(frozen=True)
+class Validation:
+    """What a program computes, on inputs of up to two choices of its sizes."""
+
+    trials: tuple[Trial, ...]
+    tolerance: float
+    """Of the norm of each output: the root of the coarsest precision in the program"""
+
+    @classmethod
+    def of(cls, gm: GraphModule) -> Self:
+        """Raises InvalidGraph for a program whose weights have no values."""
+        for node in gm.graph.find_nodes(op="get_attr"):
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and (get_tensor(gm, str(node.target)).is_meta):
+                raise InvalidGraph(f"check=True runs the program, and {node.target} has no values yet: load weights")
+        found = tuple(Trial(given, outputs(gm, given)) for given in trials(gm))
+        if all(_blank(value) for trial in found for value in trial.outputs):
+            raise InvalidGraph("check=True: on random inputs the program gives nothing finite that could be compared")
+        return cls(found, _precision(gm) ** 0.5)
+
+    def check(self, gm: GraphModule, before: GraphModule, name: str) -> None:
+        """Raise InvalidGraph, naming the pass and the first node that differs, unless `gm` computes the same.
+
+        `before` is the program before that pass.
+        """
+        for trial in self.trials:
+            for old, new in zip(trial.outputs, outputs(gm, trial.inputs), strict=True):
+                if (gap := _gap(old, new)) > self.tolerance:
+                    raise InvalidGraph(
+                        f"pass {name} changes what the program computes, by {gap:.1e} of an output's "
+                        f"norm; {self._culprit(gm, before, trial)}"
+                    )
+
+    def _culprit(self, gm: GraphModule, before: GraphModule, trial: Trial) -> str:
+        """The first node that is in both programs and gives something else, and the rules that made what it reads."""
+        old, new = ({n.name: (n, v) for n, v in values(p, trial.inputs)} for p in (before, gm))
+        for name, (node, value) in new.items():
+            if name in old and node.op != "get_attr" and _gap(old[name][1], value) > self.tolerance:
+                near = [each.meta.get(BANK) for each in (node, *node.all_input_nodes)]
+                rules = dict.fromkeys(rule for rule in near if rule)
+                made = f", which reads what was made by {', '.join(rules)}" if rules else ""
+                return f"the first node that differs is {name}{made}\n{around(gm, node)}"
+        return "no node that both programs have differs"
+
+
+def _blank(value: Any) -> bool:
+    return not isinstance(value, Tensor) or not bool(torch.isfinite(value).any())
+
+
+def _gap(old: Any, new: Any) -> float:
+    """How far two results are apart, relative to the first one; infinite where they differ in kind."""
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return 0.0 if isinstance(old, Tensor) == isinstance(new, Tensor) and old == new else float("inf")
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return float("inf")
+    if not old.is_floating_point() and not old.is_complex():
+        return 0.0 if torch.equal(old, new) else float("inf")
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    left, right = old.to(wide), new.to(wide)
+    finite = torch.isfinite(left)
+    if not torch.equal(finite, torch.isfinite(right)):
+        return float("inf")
+    left, right = left[finite], right[finite]
+    return float((left - right).norm() / left.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _precision(gm: GraphModule) -> float:
+    """The coarsest of the floating dtypes in a program, apart from those in which adapters are stored."""
+    values = [node.meta.get("val") for node in gm.graph.nodes if BANK not in node.meta]
+    return max(
+        (torch.finfo(v.dtype).eps for v in values if isinstance(v, FakeTensor) and v.is_floating_point()),
+        default=torch.finfo(torch.float32).eps,
+    )
