@@ -1,9 +1,9 @@
 """Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import final
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.blockwise import Run, at_once, merging
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter, Change, refuse_lost
+from lyc_fx.families import Adapter, Change, Effect
 from lyc_fx.families.blocks import BLOCK
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece, Rows
@@ -60,6 +60,8 @@ class Binding:
     targets: Mapping[str, tuple[Bound, ...]]
     report: Report
     sequential: bool = False
+    allow_nonfinite: bool = False
+    """Whether the base may hold NaN and infinity"""
 
     def active(self, target: str) -> list[Bound]:
         """What changes a weight."""
@@ -73,22 +75,33 @@ class Binding:
         run: Run,
         *,
         transposed: bool,
+        effects: dict[str, Effect],
         compute: torch.dtype | None = None,
     ) -> None:
         """The weight with all its adapters, into a tensor of its shape, block by block; it may be the weight itself.
 
-        Raises BadAdapter, when `run` is done with it, where the result overflows: then `out` holds it all the same.
+        What that did goes into `effects`. Raises BadAdapter, when `run` is done with it, where the base is not finite
+        or the result overflows: then `out` holds it all the same.
         """
         changes = [bound.change(out.device) for bound in self.active(target)]
         block, rows = merging(weight, changes, out, transposed=transposed, compute=compute, sequential=self.sequential)
 
-        def solved(each: Rows) -> int:
+        def solved(each: Rows) -> Effect:
             with solvable(target):
                 return block(each)
 
+        def done(effect: Effect) -> None:
+            effect.refuse(target, out.dtype, out.numel(), allow_nonfinite=self.allow_nonfinite)
+            effects[target] = effect
+
         if len(rows) == 1 and weight.numel() > BLOCK:
             run = at_once  # with all of torch's threads for the one block
-        run(solved, rows, lambda lost: refuse_lost(target, lost, out))
+        run(solved, rows, done)
+
+    def finished(self, effects: Mapping[str, Effect], notes: Sequence[str]) -> Report:
+        """The report of a merge that is done."""
+        report = replace(self.report, notes=(*self.report.notes, *notes))
+        return report.measured({name: effect.relative for name, effect in effects.items()})
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """What speaks against this weight as the base of its adapters."""
@@ -168,7 +181,7 @@ def bind(
         raise BadAdapter("\n".join([f"{len(faults)} adapters cannot be applied:", *shortened(faults)]) + hint)
     untouched = tuple(name for name, weight in weights.items() if len(weight.shape) > 1 and name not in targets)
     report = Report(tuple(applied), tuple(refused), untouched=untouched)
-    return Binding({name: tuple(bound) for name, bound in targets.items()}, report, stack.sequential)
+    return Binding({n: tuple(b) for n, b in targets.items()}, report, stack.sequential, stack.allow_nonfinite)
 
 
 def _row(piece: Piece, bound: Bound, entry: Entry, source: str, weight: Weight) -> Applied:

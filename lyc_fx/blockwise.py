@@ -11,15 +11,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.families import Change, overflowed
+from lyc_fx.families import Change, Effect
 from lyc_fx.families.blocks import Rows, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 
-Block = Callable[[Rows], int]
-"""Computes some rows; how many finite values overflowed"""
-Then = Callable[[int], None]
-"""Is told how many did in all of a weight"""
+Block = Callable[[Rows], Effect]
+"""Computes some rows"""
+Then = Callable[[Effect], None]
+"""Is told the effect on all of a weight"""
 Run = Callable[[Block, Sequence[Rows], Then], None]
 """Computes the blocks of a weight, now or later"""
 
@@ -44,7 +44,7 @@ def merging(
     ready = [prepared(change, sums_dtype(compute, out.device)) for change in stack]
     cut = row_blocks(shape, ready)
 
-    def block(rows: Rows) -> int:
+    def block(rows: Rows) -> Effect:
         whole = len(cut) == 1  # also of a weight without dimensions
         before, after = (base, target) if whole else (base[slice(*rows)], target[slice(*rows)])
         changes = on_rows(ready, *rows, shape)
@@ -52,16 +52,16 @@ def merging(
             before = before.to(out.device)
             result = torch.empty_like(before, dtype=after.dtype)  # `after` may be the weight itself
             merged_rows(before, changes, result, compute=compute, sequential=sequential)
-            lost = overflowed(before, result)
+            effect = Effect.of(before, result)
             after.copy_(result)
-        return lost
+        return effect
 
     return block, cut
 
 
 def at_once(block: Block, rows: Sequence[Rows], then: Then) -> None:
     """A `Run` without threads."""
-    then(sum(map(block, rows)))
+    then(sum(map(block, rows), Effect()))
 
 
 @final
@@ -71,7 +71,7 @@ class Crew:
     def __init__(self, pool: ThreadPoolExecutor, ahead: int) -> None:
         """`ahead` bounds the blocks that wait, as long as they are of several weights."""
         self._pool, self._ahead = pool, ahead
-        self._begun: deque[tuple[list[Future[int]], Then]] = deque()
+        self._begun: deque[tuple[list[Future[Effect]], Then]] = deque()
 
     def __call__(self, block: Block, rows: Sequence[Rows], then: Then) -> None:
         self._begun.append(([self._pool.submit(block, each) for each in rows], then))
@@ -90,7 +90,7 @@ class Crew:
 
     def _end_first(self) -> None:
         blocks, then = self._begun.popleft()
-        then(sum(block.result() for block in blocks))
+        then(sum((block.result() for block in blocks), Effect()))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
@@ -43,6 +43,7 @@ def fold_checkpoint(
     sequential: bool = False,
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
+    allow_nonfinite: bool = False,
     dtype: torch.dtype | None = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
@@ -76,18 +77,25 @@ def fold_checkpoint(
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
     if isinstance(adapters, (str, os.PathLike)):
         adapters = load(adapters)
-    stack = stacked(adapters, strength, convention=convention, sequential=sequential)
+    stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
     source = based(base)
     patterns = tuple(transposed)
     weights = oriented(source.weights(), patterns)
     binding = bind(stack, weights, strict=strict)
+    if binding.report.refused and not binding.targets:
+        raise BadAdapter(
+            f"no adapter found a weight of {base}: there is nothing to fold, and the output would be a copy; "
+            f"keys without effect: {len(binding.report.refused)}"
+        )
     refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
     refuse_conversion(weights, dtype)
     merger = Merger(binding, source, weights, compute, seed if rounding == "stochastic" else None)
     fold = Fold(source, merger, dtype, _provenance(stack, convention), memory, verify)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     written_to(Path(out), fold, inputs, resume=resume, progress=progress)
-    return replace(binding.report, notes=(*_notes(source), *merger.notes))
+    report = binding.finished(merger.effects, [*_notes(source), *merger.notes])
+    report.warn()
+    return report
 
 
 @final

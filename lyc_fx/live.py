@@ -1,7 +1,6 @@
 """The live road: adapters merged into the parameters of an `nn.Module`, in place."""
 
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +10,7 @@ from torch.fx import GraphModule
 from lyc_fx.binding import Binding, bind
 from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Convention
+from lyc_fx.families import Convention, Effect
 from lyc_fx.program import facts, module_aliases, uncompiled
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, slots
@@ -29,6 +28,7 @@ def merge(
     convention: Convention = "interpolate",
     sequential: bool = False,
     compute: torch.dtype | None = None,
+    allow_nonfinite: bool = False,
 ) -> Report:
     """Merge adapters into a model's parameters, in place: `W ← round(W + Σ change(W, strength))`.
 
@@ -37,26 +37,33 @@ def merge(
     (or is interrupted) the model is as it was, to the bit: until the end, a copy of each changed weight is kept on
     the CPU. Besides these copies, a merge needs memory for some blocks of a weight (all of it under T-LoRA, whose
     singular vectors are those of the whole). A weight that shares memory with another one gets its own, and the
-    report says so. Adapters, strengths, `convention` and `sequential` are as in `splice`.
+    report says so, and how much each weight changed. Adapters, strengths, `convention` and `sequential` are as in
+    `splice`.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, or naming a merged weight that
-    overflows; Unsupported for a captured program, and for weights on the meta device or computed in a way that
-    cannot give the merged weight.
+    overflows, or a base weight that holds NaN or infinity (unless `allow_nonfinite`); Unsupported for a captured
+    program, and for weights on the meta device or computed in a way that cannot give the merged weight. Warns with
+    NothingChanged where all weights are as they were.
     """
-    stack = stacked(adapters, strength, convention=convention, sequential=sequential)
+    stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
     found, binding = bound(model, stack, strict=strict)
-    notes = []
+    notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:
         with threads() as run:
             for name in filter(binding.active, binding.targets):
                 slot = found[name]
                 notes += binding.doubts(name, slot.read(), transposed=slot.transposed)
                 mode = run if slot.obstacle is None else run.now  # then it is not overwritten, but put into place
-                slot.write(partial(binding.fill, name, run=mode, transposed=slot.transposed, compute=compute), undo)
+                fill = partial(
+                    binding.fill, name, run=mode, transposed=slot.transposed, effects=effects, compute=compute
+                )
+                slot.write(fill, undo)
                 notes += [slot.note] if slot.note is not None else []
             run.finish()
         undo.pop_all()
-    return replace(binding.report, notes=tuple(notes))
+    report = binding.finished(effects, notes)
+    report.warn()
+    return report
 
 
 def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Slot], Binding]:

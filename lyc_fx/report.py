@@ -1,8 +1,17 @@
 """What an operation did with each adapter: a table for people, plain data for programs."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any, Self, final
+
+_NAMED = 5
+"""Weights that a note names"""
+
+
+class NothingChanged(UserWarning):
+    """A merge or a fold left every weight as it was."""
 
 
 @final
@@ -51,15 +60,49 @@ class Report:
     notes: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
     """The model's weights of two dimensions or more that have no adapter"""
+    changes: Mapping[str, float] = field(default_factory=dict)
+    """‖W' - W‖ / ‖W‖ of each weight that was merged, estimated from some of its elements; 0 where no bit changed"""
 
     @property
     def unused(self) -> tuple[str, ...]:
         """Keys of the files that had no effect."""
         return tuple(each.key for each in self.refused)
 
+    @property
+    def unchanged(self) -> tuple[str, ...]:
+        """The weights that have adapters and are as they were, to the bit."""
+        return tuple(name for name, change in self.changes.items() if change == 0)
+
+    @property
+    def nothing_changed(self) -> str | None:
+        """Why no bit of any weight is another one, although adapters were given; None where that is not so."""
+        if len(self.unchanged) < len(self.changes) or not (self.applied or self.refused):
+            return None
+        if not self.applied:
+            return f"no weight changed: no adapter found one, and {len(self.refused)} keys had no effect"
+        idle = all(row.strength == 0 for row in self.applied)
+        why = "their strength is 0" if idle else "their factors are zero, or too weak for the dtype of the weights"
+        return f"no weight changed by a bit: {len(self.applied)} adapters were applied, but {why}"
+
+    def measured(self, changes: Mapping[str, float]) -> Self:
+        """The report with `changes`, where a weight that has none did not change; a note names such."""
+        every = {row.target: changes.get(row.target, 0.0) for row in self.applied}
+        found = replace(self, changes={**every, **changes})
+        if not 0 < len(found.unchanged) < len(found.changes):
+            return found
+        named = ", ".join(found.unchanged[:_NAMED]) + (" …" if len(found.unchanged) > _NAMED else "")
+        note = f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change by a bit: {named}"
+        return replace(found, notes=(*found.notes, note))
+
+    def warn(self, stacklevel: int = 3) -> None:
+        """Warn where nothing changed."""
+        if self.nothing_changed is not None:
+            warnings.warn(self.nothing_changed, NothingChanged, stacklevel=stacklevel)
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready data."""
-        return asdict(self) | {"unused": list(self.unused)}
+        """The report as JSON-ready data; a change of a weight that was zero has no number."""
+        changes = {name: change if isfinite(change) else None for name, change in self.changes.items()}
+        return asdict(self) | {"unused": list(self.unused), "unchanged": list(self.unchanged), "changes": changes}
 
     def __str__(self) -> str:
         rows: list[Mapping[str, object]] = [
@@ -72,6 +115,7 @@ class Report:
                 "alpha": "-" if row.alpha is None else f"{row.alpha:g}",
                 "scale": f"{row.scale:g}",
                 "strength": f"{row.strength:g}",
+                **({"change": _percent(self.changes.get(row.target))} if self.changes else {}),
             }
             for row in self.applied
         ]
@@ -79,6 +123,10 @@ class Report:
         lines = [*table(rows), f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused"]
         lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+
+
+def _percent(change: float | None) -> str:
+    return "-" if change is None else f"{100 * change:.3g} %"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:

@@ -56,14 +56,15 @@ def lower(adapted: GraphModule, plan: Plan | None = None, *, check: bool = False
     return pipeline.run(adapted, *passes, check=check)
 
 
-def fold(adapted: GraphModule, *, check: bool = False) -> GraphModule:
+def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = False) -> GraphModule:
     """Evaluate every adapted weight and store it under its own name: same keys, same operators as the model.
 
     `check` is as in `lower`.
 
-    Raises InvalidGraph for a program that was lowered, or whose weights have no values.
+    Raises InvalidGraph for a program that was lowered, or whose weights have no values; BadAdapter for a base weight
+    that holds NaN or infinity (unless `allow_nonfinite`), and for a merged one that overflows.
     """
-    return pipeline.run(adapted, pipeline.find("fold"), check=check)
+    return pipeline.run(adapted, pipeline.find("fold", allow_nonfinite=allow_nonfinite), check=check)
 
 
 def report(gm: GraphModule) -> Report:

@@ -44,6 +44,8 @@ class Stack:
 
     parts: tuple[Part, ...]
     sequential: bool = False
+    allow_nonfinite: bool = False
+    """Whether base weights may hold NaN and infinity"""
 
     def order(self) -> list[int]:
         """The order of summing: by digest, so that the same adapters give the same bits in whatever order."""
@@ -66,6 +68,7 @@ def stacked(
     *,
     convention: Convention = "interpolate",
     sequential: bool = False,
+    allow_nonfinite: bool = False,
 ) -> Stack:
     """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
 
@@ -87,7 +90,7 @@ def stacked(
             if not isfinite(_number(factor, pair[0].source)):
                 raise BadAdapter(f"{pair[0].source}: strength {factor} is not finite")
         parts.append(Part(pair[0].in_convention(convention), value, blocks))
-    return Stack(tuple(parts), sequential)
+    return Stack(tuple(parts), sequential, allow_nonfinite)
 
 
 def _number(strength: Any, source: str) -> float:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Self, final
 
@@ -14,7 +13,7 @@ from lyc_fx.adapters import AdapterSet
 from lyc_fx.binding import Binding
 from lyc_fx.blockwise import Run, threads
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Convention
+from lyc_fx.families import Convention, Effect
 from lyc_fx.live import bound
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, overwrite, preserved
@@ -64,6 +63,7 @@ class Live:
         convention: Convention = "interpolate",
         sequential: bool = False,
         compute: torch.dtype | None = None,
+        allow_nonfinite: bool = False,
     ) -> Report:
         """Make the weights what `merge` with these arguments makes of the base: `W ← round(base + Σ change)`.
 
@@ -74,7 +74,7 @@ class Live:
         changed since it was first adapted; BadFile where the base cannot be kept or is not what the file holds.
         """
         pairs = list(adapters.items()) if isinstance(adapters, Mapping) else adapters
-        stack = stacked(pairs, strength, convention=convention, sequential=sequential)
+        stack = stacked(pairs, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
         found, binding = bound(self._model, stack, strict=strict)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}
         self._refuse(wanted)
@@ -83,7 +83,7 @@ class Live:
             for name, slot in wanted.items()
             for note in binding.doubts(name, self._base(name, slot), transposed=slot.transposed)
         ]
-        report = replace(binding.report, notes=tuple(notes))
+        effects: dict[str, Effect] = {}
         with ExitStack() as after, ExitStack() as undo:
             before, chosen = self._adapted, {name: slot.read() for name, slot in wanted.items()}
             after.callback(self._remember, before | chosen)
@@ -94,12 +94,12 @@ class Live:
                     preserved(before[name], undo, self._store.copy)
                     overwrite(before[name], self._store.keep(name, before[name]))
                 for name, slot in wanted.items():
-                    self._write(name, slot, binding, undo, run, compute, pristine=name not in before)
+                    self._write(name, slot, binding, undo, run, compute, effects, pristine=name not in before)
                 run.finish()
             self._adapted = chosen
-            self.report = report
+            self.report = binding.finished(effects, notes)
             undo.pop_all()
-        return report
+        return self.report
 
     def restore(self) -> Report:
         """Give every adapted weight the base's bits, as `set({})`, whatever else has changed it."""
@@ -117,6 +117,7 @@ class Live:
         undo: ExitStack,
         run: Run,
         compute: torch.dtype | None,
+        effects: dict[str, Effect],
         *,
         pristine: bool,
     ) -> None:
@@ -126,7 +127,7 @@ class Live:
             undo.callback(overwrite, tensor, base)
         else:
             preserved(tensor, undo, self._store.copy)
-        binding.fill(name, base, tensor, run, transposed=slot.transposed, compute=compute)
+        binding.fill(name, base, tensor, run, transposed=slot.transposed, effects=effects, compute=compute)
 
     def _refuse(self, wanted: Mapping[str, Slot]) -> None:
         for name, slot in wanted.items():

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import refuse_overflow
+from lyc_fx.families import Effect
 from lyc_fx.families.rounding import nearest
 from lyc_fx.layers import COMPUTED, weight_norm_parts
 from lyc_fx.pipeline import done
@@ -34,17 +34,21 @@ _ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activat
 @final
 @dataclass(frozen=True)
 class Fold(PassBase):
-    """No options."""
+    """Option: whether base weights may hold NaN and infinity."""
+
+    allow_nonfinite: bool = False
 
     def call(self, gm: GraphModule) -> PassResult:
         constant = _constants(gm)
         roots = [n for n in gm.graph.nodes if n in constant and _leaves_formula(n, constant) and _adapted(n)]
         names = aliases(gm)
-        bases = {root: _base(root) for root in roots}
+        bases, changes = {root: _base(root) for root in roots}, dict[str, float]()
         for root, base in bases.items():
             value = _evaluate(gm, root)
             stores = _stores(base, value)
-            refuse_overflow(", ".join(str(node.target) for node in stores), _evaluate(gm, base), value)
+            effect, name = Effect.of(_evaluate(gm, base), value), ", ".join(str(node.target) for node in stores)
+            effect.refuse(name, value.dtype, value.numel(), allow_nonfinite=self.allow_nonfinite)
+            changes[name] = effect.relative
             base.meta = dict(base.meta)
             root.replace_all_uses_with(base, propagate_meta=False)
             erase_unused(gm, [root])
@@ -53,6 +57,9 @@ class Fold(PassBase):
         left = _drop_unread(gm)
         if left:
             raise InvalidGraph(f"{len(left)} factors cannot be folded, the first is {left[0]}: {_ADVICE}")
+        report = facts(gm).report
+        if report is not None:
+            remember(gm, report=report.measured(changes))
         return done(gm, "fold", len(roots))
 
 

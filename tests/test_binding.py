@@ -127,8 +127,8 @@ def test_the_report_says_what_was_applied() -> None:
         "keys": ("lycoris_a.factors",),
     }
     assert str(report).splitlines() == [
-        "weight    shape    algorithm  rank  alpha  scale  strength",
-        "a.weight  5×3      locon      2     3      1.5    0.7",
-        "c.weight  5×3×3×3  locon      2     3      1.5    0.7",
+        "weight    shape    algorithm  rank  alpha  scale  strength  change",
+        f"a.weight  5×3      locon      2     3      1.5    0.7       {100 * report.changes['a.weight']:.3g} %",
+        f"c.weight  5×3×3×3  locon      2     3      1.5    0.7       {100 * report.changes['c.weight']:.3g} %",
         "2 adapters on 2 weights, 0 keys unused",
     ]

@@ -11,7 +11,7 @@ from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
 from lyc_fx.blockwise import Run, at_once, merging, threads
-from lyc_fx.families import Change, blocks, merged
+from lyc_fx.families import Change, Effect, blocks, merged
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +21,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def merged_into(weight: Tensor, stack: list[Change], out: Tensor, run: Run = at_once, **options: bool) -> int:
-    lost: list[int] = []
-    run(*merging(weight, stack, out, **options), lost.append)  # type: ignore[arg-type]
-    return sum(lost)
+    effects: list[Effect] = []
+    run(*merging(weight, stack, out, **options), effects.append)  # type: ignore[arg-type]
+    return sum(effect.lost for effect in effects)
 
 
 def changes(variant: Variant, shape: tuple[int, ...]) -> list[Change]:
@@ -94,7 +94,7 @@ def test_no_thread_begins_once_a_weight_may_be_written() -> None:
         begun = set(threading.enumerate()) - before
         assert len(begun) == torch.get_num_threads()
         for _ in range(20):
-            run(lambda rows: rows[0], [(0, 1), (1, 2)], lambda lost: None)
+            run(lambda rows: Effect(), [(0, 1), (1, 2)], lambda effect: None)
         run.finish()
         assert set(threading.enumerate()) - before == begun
 

@@ -42,7 +42,7 @@ def roads() -> tuple[Net, GraphModule, GraphModule, GraphModule]:
     adapter = random_for((LOKR, LOKR.layouts[1]), (15, 6))
     assert adapter is not None
     adapted = lyc_fx.splice(program, one(adapter), 0.7)
-    return model, adapted, lyc_fx.fold(adapted), lyc_fx.lower(adapted)
+    return model, adapted, lyc_fx.fold(adapted, check=True), lyc_fx.lower(adapted, check=True)
 
 
 def call(program: nn.Module, batch: int = 3, length: int = 7) -> dict[str, Tensor]:
@@ -149,6 +149,6 @@ def test_tied_weights_stay_tied_in_a_file(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7, bias=False))
     model[1].weight = model[0].weight
     program = lyc_fx.capture(model, (torch.tensor([[1, 2], [3, 4]]),))
-    lyc_fx.export(lyc_fx.fold(program), tmp_path / "tied.safetensors")
+    lyc_fx.export(lyc_fx.fold(program, check=True), tmp_path / "tied.safetensors")
     model.load_state_dict(load_file(tmp_path / "tied.safetensors"))
     assert CASES

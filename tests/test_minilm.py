@@ -44,14 +44,14 @@ def graph(minilm: MiniLM, adapter: Path, folder: Path) -> GraphModule:
 
 
 def lowered(minilm: MiniLM, adapter: Path, folder: Path) -> GraphModule:
-    result = lyc_fx.lower(graph(minilm, adapter, folder))
+    result = lyc_fx.lower(graph(minilm, adapter, folder), check=True)
     chains = [step.fired for step in lyc_fx.history(result) if step.name == "distribute"]
     assert chains == [LAYERS]
     return result
 
 
 def folded(minilm: MiniLM, adapter: Path, folder: Path) -> GraphModule:
-    result = lyc_fx.fold(graph(minilm, adapter, folder))
+    result = lyc_fx.fold(graph(minilm, adapter, folder), check=True)
     assert list(result.state_dict()) == list(minilm.program.state_dict())
     assert lyc_fx.show(result) == lyc_fx.show(minilm.program)
     return result

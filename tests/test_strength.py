@@ -29,7 +29,7 @@ def on_both_roads(case: Case, adapters: Adapters, strength: float | Blocks = 1.0
     live = copy.deepcopy(case.net())
     lyc_fx.merge(live, adapters, strength, **options)  # type: ignore[arg-type]  # keywords of merge
     program = lyc_fx.capture(case.net(), (case.x(),))
-    folded = lyc_fx.fold(lyc_fx.splice(program, adapters, strength, **options))  # type: ignore[arg-type]
+    folded = lyc_fx.fold(lyc_fx.splice(program, adapters, strength, **options), check=True)  # type: ignore[arg-type]
     assert torch.equal(folded.get_parameter("layer.weight"), live.get_parameter("layer.weight"))
     return live.get_parameter("layer.weight").detach()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Weights stored (in, out), as in GPT-2's Conv1D; !PATTERN: not."),
     ] = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Merge also into weights of BASE that hold NaN or infinity.")
+    ] = False,
     dtype: Annotated[DType | None, typer.Option(help="Another dtype for all weights; else each keeps its own.")] = None,
     rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or to either neighbour by chance.")] = (
         Rounding.nearest
@@ -89,13 +93,15 @@ def command(
         import torch
 
         from lyc_fx import fold_checkpoint
+        from lyc_fx.report import NothingChanged
 
         stack = _load(wanted, only or [], exclude or [])
     if dry_run:
         _only_say(base, [file for file, _ in stack], as_json)
         return
     size = _bytes(base)
-    with counting_bytes("folding", size, quiet=quiet) as progress:
+    with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingChanged)  # it is said below
         report = fold_checkpoint(
             base,
             [(file, value * strength) for file, value in stack],
@@ -105,6 +111,7 @@ def command(
             convention=convention.value,
             sequential=sequential,
             transposed=transposed or (),
+            allow_nonfinite=allow_nonfinite,
             dtype=None if dtype is None else getattr(torch, dtype.value),
             rounding=rounding.value,
             seed=seed,
@@ -120,6 +127,8 @@ def command(
     elif not quiet:
         typer.echo(_summary(report))
         typer.echo(f"wrote {out} ({decimal(_bytes(out) or 0)}) in {seconds:.1f} s")
+    if report.nothing_changed is not None:
+        typer.echo(f"warning: {report.nothing_changed}", err=True)  # also with --quiet
     if not quiet:
         _warn(report)
 
@@ -172,8 +181,6 @@ def _several(count: int, what: str) -> str:
 
 
 def _warn(report: "Report") -> None:
-    if not report.applied:
-        typer.echo("warning: no adapter found a weight: the output holds the base's weights", err=True)
     if report.unused:
         named = ", ".join(report.unused[:_NAMED])
         more = f" and {len(report.unused) - _NAMED} more" if len(report.unused) > _NAMED else ""

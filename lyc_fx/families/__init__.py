@@ -8,7 +8,8 @@ import torch
 
 from lyc_fx.families.adapter import Adapter, Convention, Strength
 from lyc_fx.families.additive import Additive
-from lyc_fx.families.merged import Change, compute_dtype, merged, overflowed, refuse_lost, refuse_overflow
+from lyc_fx.families.effect import Effect
+from lyc_fx.families.merged import Change, compute_dtype, merged
 from lyc_fx.families.shapes import Shape
 
 __all__ = [
@@ -17,14 +18,12 @@ __all__ = [
     "Additive",
     "Change",
     "Convention",
+    "Effect",
     "Shape",
     "Strength",
     "compute_dtype",
     "merged",
-    "overflowed",
     "random_adapter",
-    "refuse_lost",
-    "refuse_overflow",
 ]
 
 

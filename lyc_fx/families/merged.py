@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.finite import all_finite, finite
 from lyc_fx.families.rounding import Rounding, nearest
 
 
@@ -73,22 +72,3 @@ def merged(
 
 def _rows(weight: Tensor, rows: tuple[int, int] | None) -> Tensor:
     return weight if rows is None else weight[rows[0] : rows[1]]
-
-
-def refuse_overflow(name: str, before: Tensor, after: Tensor) -> None:
-    """Raise BadAdapter where a weight had finite values that are none after a merge."""
-    refuse_lost(name, overflowed(before, after), after)
-
-
-def overflowed(before: Tensor, after: Tensor) -> int:
-    """How many finite values of a weight are none after a merge."""
-    return 0 if all_finite(after) else int((finite(before) & ~finite(after)).sum())
-
-
-def refuse_lost(name: str, lost: int, after: Tensor) -> None:
-    """Raise BadAdapter where values were lost to overflow."""
-    if lost:
-        raise BadAdapter(
-            f"{name}: {lost} of {after.numel()} values of the merged weight are beyond the range of {after.dtype}, "
-            f"±{torch.finfo(after.dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
-        )

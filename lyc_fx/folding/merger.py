@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lyc_fx.binding import Binding, solvable
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Change, refuse_overflow
+from lyc_fx.families import Change, Effect
 from lyc_fx.families.blocks import BLOCK, Rows, largest_piece, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
@@ -43,6 +43,8 @@ class Merger:
     seed: Seed = None
     """Of stochastic rounding; None rounds to the nearest"""
     notes: list[str] = field(default_factory=list)
+    effects: dict[str, Effect] = field(default_factory=dict)
+    """On each weight, of the rows that are done"""
     _ready: dict[str, list[Change]] = field(default_factory=dict)
     _scales: dict[str, Scale] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -122,7 +124,16 @@ class Merger:
             round_into(out, real, rounding)
         else:
             self._merge(name, job.rows, rows, out, rounding)
-        refuse_overflow(name, rows, out)
+        self._measure(name, rows, out)
+
+    def _measure(self, name: str, rows: Tensor, out: Tensor) -> None:
+        effect = Effect.of(rows, out)
+        adapted = bool(self.binding.active(name))
+        allowed = self.binding.allow_nonfinite or not adapted  # then it only gets another dtype
+        effect.refuse(name, out.dtype, out.numel(), allow_nonfinite=allowed)
+        if adapted:
+            with self._lock:
+                self.effects[name] = self.effects.get(name, Effect()) + effect
 
     def _real(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
         """Merged rows of a weight that is in units of a scale, in the dtype of sums."""

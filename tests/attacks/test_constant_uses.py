@@ -53,7 +53,7 @@ def test_a_weight_that_the_model_reshapes(build: type[nn.Module]) -> None:
     adapter = random_for((LoCon, LoCon.layouts[0]), tuple(model.layer.weight.shape))
     assert adapter is not None
     program = lyc_fx.capture(model, (x,))
-    folded = lyc_fx.fold(lyc_fx.splice(program, one(adapter), 0.7))
+    folded = lyc_fx.fold(lyc_fx.splice(program, one(adapter), 0.7), check=True)
     live = copy.deepcopy(model)
     lyc_fx.merge(live, one(adapter), 0.7)
     assert lyc_fx.show(folded) == lyc_fx.show(program)

@@ -103,7 +103,7 @@ def test_files_written_by_lycoris_match_its_forward(name: str, tmp_path: Path) -
     changed = {row.target.partition(".")[0] for row in report.applied if row.target.endswith("weight")}
     program = lyc_fx.capture(model, inputs())
     spliced = lyc_fx.splice(program, adapters, STRENGTH, convention="lycoris")
-    folded, lowered = lyc_fx.fold(spliced), lyc_fx.lower(spliced)
+    folded, lowered = lyc_fx.fold(spliced, check=True), lyc_fx.lower(spliced, check=True)
     for outputs in (live(*inputs()), folded(*inputs()), lowered(*inputs())):
         for layer, ours, theirs, plain in zip(model._modules, outputs, wanted, base, strict=True):
             error = (ours - theirs).abs().max() / theirs.abs().max()

@@ -36,7 +36,7 @@ def test_conv1d_on_three_roads(name: str, tmp_path: Path) -> None:
     adapters, inputs = lyc_fx.load(tmp_path), INPUTS[Gpt]()
     live = copy.deepcopy(model)
     lyc_fx.merge(live, adapters, 0.7)
-    folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, inputs), adapters, 0.7))
+    folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, inputs), adapters, 0.7), check=True)
     save_file(model.state_dict(), tmp_path / "base.safetensors")
     lyc_fx.fold_checkpoint(
         tmp_path / "base.safetensors", adapters, tmp_path / "out.safetensors", 0.7, transposed=("c_proj.weight",)

@@ -40,10 +40,10 @@ STRUCTURES: dict[str, tuple[Case, Adapter]] = {
 def test_a_chain_compiles_and_cannot_be_folded(name: str) -> None:
     case, adapter = STRUCTURES[name]
     before = adapted(case, adapter)
-    lowered = lyc_fx.lower(before)
+    lowered = lyc_fx.lower(before, check=True)
     assert fired(lowered) == 1 and not misses(lowered)
     with pytest.raises(InvalidGraph, match="lower moves adapters to the activations"):
-        lyc_fx.fold(lowered)
+        lyc_fx.fold(lowered, check=True)
     torch._dynamo.reset()
     same_numbers(torch.compile(lowered, fullgraph=True, backend="aot_eager", dynamic=True), before, case)
 
@@ -88,7 +88,7 @@ NEAR_MISSES: dict[str, tuple[Case, Adapter, str]] = {
 def test_a_near_miss_is_left_alone_and_says_why(name: str) -> None:
     case, adapter, reason = NEAR_MISSES[name]
     before = adapted(case, adapter)
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 0
     [miss] = misses(after)
     assert reason in miss
@@ -99,7 +99,7 @@ def test_a_near_miss_is_left_alone_and_says_why(name: str) -> None:
 def test_what_must_stay_beside_others_lets_the_others_go(name: str, reason: str) -> None:
     kept = made(name, EVEN, *(["magnitude"] if name == "locon" else []))
     before = adapted(EVEN, made("lokr", EVEN), kept, made("locon", EVEN), made("glora", EVEN))
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 3
     [miss] = misses(after)
     assert reason in miss
@@ -109,7 +109,7 @@ def test_what_must_stay_beside_others_lets_the_others_go(name: str, reason: str)
 def test_a_sequential_stack_is_taken_apart_from_the_last_to_the_first() -> None:
     stack = [made(name, EVEN, rank=2) for name in ("locon", "ia3", "glora", "lokr", "diag-oft", "boft", "loha")]
     before = adapted(EVEN, *stack, made("ia3", EVEN), sequential=True)
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert not misses(after)
     same_numbers(after, before, EVEN)
 
@@ -117,7 +117,7 @@ def test_a_sequential_stack_is_taken_apart_from_the_last_to_the_first() -> None:
 @pytest.mark.parametrize("case", [CONV, DEPTHWISE], ids=lambda case: case.name)
 def test_a_factor_for_each_input_channel_of_a_grouped_convolution(case: Case) -> None:
     before = adapted(case, made("ia3", case).with_factors({"weight": torch.randn(case.input[1])}))
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 1
     same_numbers(after, before, case)
 
@@ -150,7 +150,7 @@ def test_a_reshaped_product_of_other_rows_is_no_low_rank_chain(case: Case) -> No
     rows = case.logical[0] // 2
     columns = torch.Size(case.logical).numel() // rows
     before = adapted(case, Folded(left=torch.randn(rows, 2), right=torch.randn(2, columns)))
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 0
     assert f"the product has {rows} rows, the layer {2 * rows} outputs" in misses(after)[0]
     same_numbers(after, before, case)
@@ -166,7 +166,7 @@ class Conv1D(nets.Conv1D):
 def test_addmm_with_factors_of_its_own_is_left_alone() -> None:
     case = Case("", lambda: Conv1D(15, 6), (4, 6), "batch _", transposed=True)
     before = adapted(case, made("ia3", case))
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 0
     [miss] = misses(after)
     assert "the layer is called with beta, alpha" in miss
@@ -179,6 +179,6 @@ def test_a_convolution_without_a_batch(name: str, groups: int) -> None:
     layer = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=groups)
     case = Case("", lambda: layer, (8, 7, 6), "_ height width")
     before = adapted(case, made(name, case, rank=2))
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     assert fired(after) == 1
     same_numbers(after, before, case)

@@ -56,7 +56,7 @@ def test_fires_exactly_where_a_chain_exists_and_keeps_the_numbers(variant: Varia
     if adapter is None:
         pytest.skip("no such variant for this layer")
     before = adapted(case, adapter)
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     layers = chain_layers(adapter, case)
     own = len(list(sites(before.graph)))
     assert own == (len(case.logical) > 1)
@@ -75,7 +75,7 @@ def test_several_adapters_become_several_chains_and_what_has_none_stays(case: Ca
     stack = [random_for(variant, case.logical, seed=i, rank=2) for i, variant in enumerate(VARIANTS)]
     adapters = [adapter for adapter in stack if adapter is not None]
     before = adapted(case, *adapters)
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     sums = [a for a in adapters if a.name in ("locon", "loha", "lokr", "glora")]
     chained = [adapter for adapter in sums if chain_layers(adapter, case) is not None]
     assert 0 < len(chained) < len(adapters)
@@ -94,7 +94,7 @@ def test_a_plan_chooses_the_layers() -> None:
     before = lyc_fx.splice(program, AdapterSet(tuple(entries)), 0.7)
     plan = Plan.default(before)
     assert str(plan) == "linear: chain\nlinear_1: chain"
-    after = lyc_fx.lower(before, plan.only("linear_1"))
+    after = lyc_fx.lower(before, plan.only("linear_1"), check=True)
     assert fired(after) == 1
     assert str(plan.only("linear_1")) == "linear_1: chain\nlinear: weight space"
     torch.testing.assert_close(after(LINEAR.x()), before(LINEAR.x()), rtol=1e-12, atol=1e-12)
@@ -103,7 +103,7 @@ def test_a_plan_chooses_the_layers() -> None:
 def test_the_low_rank_chain_as_text() -> None:
     adapter = made("locon", LINEAR)
     expect(
-        lyc_fx.show(lyc_fx.lower(adapted(LINEAR, adapter, dtype=torch.float32)), shapes=True),
+        lyc_fx.show(lyc_fx.lower(adapted(LINEAR, adapter, dtype=torch.float32), check=True), shapes=True),
         """
         mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)  # float64 ()
         x = input  # float32 (s77, s27, 6)
@@ -120,7 +120,7 @@ def test_the_low_rank_chain_as_text() -> None:
 def test_the_tucker_chain_on_a_grouped_convolution_as_text() -> None:
     adapter = made("locon", CONV, "mid")
     expect(
-        lyc_fx.show(lyc_fx.lower(adapted(CONV, adapter, dtype=torch.float32))),
+        lyc_fx.show(lyc_fx.lower(adapted(CONV, adapter, dtype=torch.float32), check=True)),
         """
         mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)
         x = input
@@ -139,7 +139,7 @@ def test_the_tucker_chain_on_a_grouped_convolution_as_text() -> None:
 
 def test_the_kronecker_chain_never_builds_the_dense_product() -> None:
     adapter = made("lokr", LINEAR)
-    lowered = lyc_fx.lower(adapted(LINEAR, adapter, dtype=torch.float32))
+    lowered = lyc_fx.lower(adapted(LINEAR, adapter, dtype=torch.float32), check=True)
     assert not [n for n in lowered.graph.nodes if n.target is torch.ops.aten.kron.default]
     expect(
         lyc_fx.show(lowered),
@@ -163,7 +163,7 @@ def test_the_kronecker_chain_never_builds_the_dense_product() -> None:
 def test_chains_run_in_the_activations_dtype(case: Case) -> None:
     adapter = made("locon", case)
     before = adapted(case, adapter, dtype=torch.bfloat16)
-    after = lyc_fx.lower(before)
+    after = lyc_fx.lower(before, check=True)
     for site in sites(after.graph):
         assert site.node.meta["val"].dtype == torch.bfloat16
     x = case.x(torch.bfloat16)
@@ -173,6 +173,6 @@ def test_chains_run_in_the_activations_dtype(case: Case) -> None:
 
 def test_a_layer_without_adapter_is_left_alone() -> None:
     program = lyc_fx.capture(LINEAR.net(), (LINEAR.x(),))
-    lowered = lyc_fx.lower(program)
+    lowered = lyc_fx.lower(program, check=True)
     assert [step.fired for step in lyc_fx.history(lowered)] == [0, 0, 0, 0]
     assert lyc_fx.show(lowered) == lyc_fx.show(program)

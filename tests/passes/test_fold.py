@@ -37,7 +37,7 @@ class WithTable(nn.Module):
 def test_a_models_own_tables_are_left_alone() -> None:
     model, x = WithTable().double().eval(), torch.randn(4, 6, dtype=torch.float64)
     program = lyc_fx.capture(model, (x,))
-    folded = lyc_fx.fold(lyc_fx.splice(program, one(plain((15, 6)), "lycoris_fc"), 0.7))
+    folded = lyc_fx.fold(lyc_fx.splice(program, one(plain((15, 6)), "lycoris_fc"), 0.7), check=True)
     assert lyc_fx.show(folded) == lyc_fx.show(program)
     assert "aten.sqrt" in lyc_fx.show(folded)
     assert list(folded.state_dict()) == list(model.state_dict())
@@ -48,7 +48,7 @@ def test_a_models_own_tables_are_left_alone() -> None:
 
 def test_without_adapter_nothing_happens() -> None:
     program = lyc_fx.capture(WithTable(), (torch.randn(4, 6),))
-    folded = lyc_fx.fold(program)
+    folded = lyc_fx.fold(program, check=True)
     assert lyc_fx.history(folded)[-1].fired == 0
     assert lyc_fx.show(folded) == lyc_fx.show(program)
     assert folded.get_parameter("fc.weight") is program.get_parameter("fc.weight")
@@ -62,7 +62,7 @@ def test_a_weight_that_the_model_computes(wrap) -> None:  # type: ignore[no-unty
     x = torch.randn(4, 6, dtype=torch.float64)
     program = lyc_fx.capture(model, (x,))
     adapter = plain((15, 6))
-    folded = lyc_fx.fold(lyc_fx.splice(program, one(adapter, "lycoris_0"), 0.7))
+    folded = lyc_fx.fold(lyc_fx.splice(program, one(adapter, "lycoris_0"), 0.7), check=True)
     model(x)  # weight_norm of the old style computes its weight at each call
     weight = model[0].weight + 0.7 * delta(adapter, (15, 6))
     torch.testing.assert_close(folded(x), nn.functional.linear(x, weight, model[0].bias), rtol=1e-12, atol=1e-12)
@@ -74,9 +74,9 @@ def test_a_weight_that_the_model_computes(wrap) -> None:  # type: ignore[no-unty
 
 def test_a_lowered_program_is_refused() -> None:
     program = lyc_fx.capture(LINEAR.net(), (LINEAR.x(),))
-    lowered = lyc_fx.lower(lyc_fx.splice(program, one(plain((15, 6))), 0.7))
+    lowered = lyc_fx.lower(lyc_fx.splice(program, one(plain((15, 6))), 0.7), check=True)
     with pytest.raises(InvalidGraph, match=r"fold what lyc_fx.splice returned"):
-        lyc_fx.fold(lowered)
+        lyc_fx.fold(lowered, check=True)
 
 
 def test_weights_without_values_are_refused_and_may_be_loaded() -> None:
@@ -85,10 +85,10 @@ def test_weights_without_values_are_refused_and_may_be_loaded() -> None:
     program = lyc_fx.capture(model, (torch.randn(4, 6),))
     adapted = lyc_fx.splice(program, one(plain((15, 6)), "lycoris_0"), 0.7)
     with pytest.raises(InvalidGraph, match=r"0\.weight has no values yet: load weights"):
-        lyc_fx.fold(adapted)
+        lyc_fx.fold(adapted, check=True)
     real = nn.Sequential(nn.Linear(6, 15))
     adapted.load_state_dict(real.state_dict(), strict=False, assign=True)
-    folded = lyc_fx.fold(adapted)
+    folded = lyc_fx.fold(adapted, check=True)
     lyc_fx.merge(real, one(plain((15, 6)), "lycoris_0"), 0.7)
     x = torch.randn(4, 6)
     assert torch.equal(folded(x), real(x))
@@ -100,5 +100,7 @@ def test_folding_reads_the_factors_as_they_are_now() -> None:
     with torch.no_grad():
         adapted.get_parameter("lyc_fx.0.layer.weight.up").mul_(2)
         adapted.get_buffer("lyc_fx.0.strength").fill_(0.35)
-    again = lyc_fx.fold(lyc_fx.splice(program, one(plain((15, 6))), 0.7))
-    assert torch.equal(lyc_fx.fold(adapted).get_parameter("layer.weight"), again.get_parameter("layer.weight"))
+    again = lyc_fx.fold(lyc_fx.splice(program, one(plain((15, 6))), 0.7), check=True)
+    assert torch.equal(
+        lyc_fx.fold(adapted, check=True).get_parameter("layer.weight"), again.get_parameter("layer.weight")
+    )

@@ -108,7 +108,7 @@ def test_a_tied_weight_is_adapted_where_its_module_is_called() -> None:
     changed = model.head.weight + 0.7 * delta(adapter, (11, 6))
     wanted = model.fc(model.fc(model.emb(ids))) @ changed.t()
     torch.testing.assert_close(adapted(ids), wanted, rtol=1e-12, atol=1e-12)
-    folded = lyc_fx.fold(adapted)
+    folded = lyc_fx.fold(adapted, check=True)
     torch.testing.assert_close(folded(ids), wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(folded.get_parameter("emb.weight"), model.emb.weight)
     assert "untied" in str(lyc_fx.report(folded))
@@ -121,7 +121,7 @@ def test_a_module_of_two_names_is_one_weight(name: str) -> None:
     ids = torch.tensor([[1, 2, 5], [0, 3, 10]])
     adapted = lyc_fx.splice(lyc_fx.capture(model, (ids,)), one(plain((6, 6)), name), 0.7)
     assert lyc_fx.history(adapted)[-1].fired == 1
-    folded = lyc_fx.fold(adapted)
+    folded = lyc_fx.fold(adapted, check=True)
     assert folded.get_parameter("fc.weight") is folded.get_parameter("alias.weight")
     model.load_state_dict(folded.state_dict())
     torch.testing.assert_close(model(ids), folded(ids), rtol=1e-12, atol=1e-12)

@@ -51,7 +51,7 @@ def test_splice_fold_and_lower(variant: Variant, data: st.DataObject, rank: int,
     adapter = adapter_for(variant, layer, rank)
     program = captured(layer)
     adapted = lyc_fx.splice(program, one(adapter), strength)
-    folded, lowered = lyc_fx.fold(adapted), lyc_fx.lower(adapted)
+    folded, lowered = lyc_fx.fold(adapted, check=True), lyc_fx.lower(adapted, check=True)
     assert lyc_fx.history(adapted)[-1].fired == 1
     assert output_shape(program) == output_shape(adapted) == output_shape(folded) == output_shape(lowered)
     assert lyc_fx.show(folded) == lyc_fx.show(program)
@@ -82,7 +82,7 @@ def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: i
     others = [a for v in VARIANTS if (a := random_for(v, layer.logical, rank=2, seed=1)) is not None]
     second = data.draw(st.sampled_from(others))
     program = captured(layer)
-    nothing = lyc_fx.fold(lyc_fx.splice(program, one(adapter), 0.0))
+    nothing = lyc_fx.fold(lyc_fx.splice(program, one(adapter), 0.0), check=True)
     for name, tensor in layer.net.state_dict().items():
         assert tensor.view(torch.int64).equal(nothing.state_dict()[name].view(torch.int64)), name
 
@@ -90,12 +90,12 @@ def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: i
     weights = []
     for stack in (pairs, pairs[::-1]):
         spliced = lyc_fx.splice(program, stack)
-        weights.append(lyc_fx.fold(spliced).get_parameter("layer.weight"))
+        weights.append(lyc_fx.fold(spliced, check=True).get_parameter("layer.weight"))
         live = copy.deepcopy(layer.net)
         lyc_fx.merge(live, stack)
         weights.append(live.get_parameter("layer.weight"))
         x = layer.x()
-        torch.testing.assert_close(lyc_fx.lower(spliced)(x), live(x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(lyc_fx.lower(spliced, check=True)(x), live(x), rtol=1e-9, atol=1e-9)
     assert all(torch.equal(weight, weights[0]) for weight in weights)
 
 

@@ -60,10 +60,10 @@ def every_road(model: nn.Module, adapters: AdapterSet, folder: Path) -> nn.Modul
     live = copy.deepcopy(model)
     report = lyc_fx.merge(live, adapters, STRENGTH)
     spliced = lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, STRENGTH)
-    folded = lyc_fx.fold(spliced)
+    folded = lyc_fx.fold(spliced, check=True)
     assert lyc_fx.report(spliced).applied == report.applied
     assert [step.fired for step in lyc_fx.history(folded)] == [len({row.target for row in report.applied})] * 2
-    lowered = lyc_fx.lower(spliced)
+    lowered = lyc_fx.lower(spliced, check=True)
     save_file(model.state_dict(), folder / "base.safetensors")
     turned = ["*.weight"] if any(isinstance(m, Conv1D) for m in model.modules()) else []
     lyc_fx.fold_checkpoint(

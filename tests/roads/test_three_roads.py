@@ -47,7 +47,7 @@ def test_roads_agree_with_the_closed_formula(case: Case, dtype: torch.dtype, tmp
         live = copy.deepcopy(model)
         lyc_fx.merge(live, adapters, STRENGTH)
         spliced = lyc_fx.splice(program, adapters, STRENGTH)
-        folded = lyc_fx.fold(spliced)
+        folded = lyc_fx.fold(spliced, check=True)
         assert [step.fired for step in lyc_fx.history(folded)] == [1, 1]
         out = tmp_path / f"{seed}.safetensors"
         transposed = ("layer.weight",) if case.transposed else ()

@@ -28,7 +28,7 @@ def check(case: Case, model: nn.Module, captured: GraphModule) -> None:
     weights = weights_of(case, model)
     adapters = adapters_for(weights, torch.float64)
     adapted = lyc_fx.splice(captured, adapters, STRENGTH)
-    folded = lyc_fx.fold(adapted)
+    folded = lyc_fx.fold(adapted, check=True)
     live = copy.deepcopy(model)
     lyc_fx.merge(live, adapters, STRENGTH)
     check_splice(adapted, weights)

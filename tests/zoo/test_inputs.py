@@ -125,6 +125,6 @@ def test_constants_are_no_keys() -> None:
 
     model = Constants()
     captured = lyc_fx.capture(model, (_x(2),))
-    folded = lyc_fx.fold(lyc_fx.splice(captured, adapters_for({"layer": (4, 4)}, torch.float32)))
+    folded = lyc_fx.fold(lyc_fx.splice(captured, adapters_for({"layer": (4, 4)}, torch.float32)), check=True)
     assert sorted(folded.state_dict()) == sorted(captured.state_dict()) == sorted(model.state_dict())
     assert torch.equal(captured(_x(2)), model(_x(2)))

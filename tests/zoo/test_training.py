@@ -47,7 +47,9 @@ def test_evaluation_program_of_adapted_training_program() -> None:
     model = case.model(train=True)
     adapters = adapters_for(weights_of(case, model), torch.float64)
     captured = lyc_fx.capture(model, (), case.call(0), case.shapes)
-    folded = lyc_fx.fold(pipeline.run(lyc_fx.splice(captured, adapters, STRENGTH), pipeline.find("evaluate")))
+    folded = lyc_fx.fold(
+        pipeline.run(lyc_fx.splice(captured, adapters, STRENGTH), pipeline.find("evaluate")), check=True
+    )
     lyc_fx.merge(model, adapters, STRENGTH)
     model.eval()
     for one, other in pairs(called(model, case.call(1)), called(folded, case.call(1))):
