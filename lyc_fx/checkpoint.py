@@ -1,6 +1,5 @@
 """The checkpoint road: adapters folded into safetensors files, without any model code."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,9 +8,8 @@ from typing import Literal, final
 
 import torch
 
-import lyc_fx
 from lyc_fx.binding import Binding, bind
-from lyc_fx.errors import BadAdapter
+from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import Convention
 from lyc_fx.files import sync
 from lyc_fx.folding.base import Base, Part, based
@@ -19,13 +17,15 @@ from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
+from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
+from lyc_fx.folding.ties import Tie, known_by, ties, with_aliases
 from lyc_fx.formats import load
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
-from lyc_fx.stack import Adapters, Blocks, Stack, stacked
+from lyc_fx.stack import Adapters, Blocks, stacked
 
 Path_ = str | os.PathLike[str]
 MEMORY = 512 * 2**20
@@ -65,7 +65,10 @@ def fold_checkpoint(
 
     Weights are read, merged and written in blocks by several threads; `memory` (bytes) bounds what these need.
     The bytes of the output do not depend on either. `verify` reads the output back from the disk. The metadata is
-    kept, and says what was folded in (`lyc_fx.fold`: digests, strengths, version).
+    kept, and says what was folded in, now and before (`lyc_fx.fold`: a list of digests, strengths, versions).
+
+    Where a folder's config.json ties the head to the embedding, an adapter of one of them changes that one alone, as
+    in training: both are written then, and the new configuration ties nothing.
 
     The output appears under its name only when it is whole. `resume` (for folders) keeps the shards that were done
     when it is interrupted, and goes on from there. Under torchrun each rank takes its share of the shards.
@@ -80,7 +83,8 @@ def fold_checkpoint(
     stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
     source = based(base)
     patterns = tuple(transposed)
-    weights = oriented(source.weights(), patterns)
+    tied = ties(source)
+    weights = oriented(known_by(source.weights(), tied), patterns)
     binding = bind(stack, weights, strict=strict)
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
@@ -89,11 +93,23 @@ def fold_checkpoint(
         )
     refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
     refuse_conversion(weights, dtype)
+    untied = tuple(tie for tie in tied if tie.broken(binding))
+    if untied and not source.folder:
+        raise Unsupported(
+            f"{base}: {untied[0].config} beside it says that {' and '.join(untied[0].names)} are one tensor, and the "
+            f"adapters make them differ: fold the folder ({source.root.parent}), whose configuration is written anew"
+        )
+    source = with_aliases(source, {alias: name for tie in untied for alias, name in tie.aliases.items()})
     merger = Merger(binding, source, weights, compute, seed if rounding == "stochastic" else None)
-    fold = Fold(source, merger, dtype, _provenance(stack, convention), memory, verify)
+    provenance = Provenance.of(stack, convention)
+    fold = Fold(source, merger, dtype, provenance, memory, verify, untied)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     written_to(Path(out), fold, inputs, resume=resume, progress=progress)
-    report = binding.finished(merger.effects, [*_notes(source), *merger.notes])
+    for tie in (each for each in tied if each not in untied):  # its other names have the effect of what is stored
+        merger.effects |= {a: merger.effects[s] for a, s in tie.aliases.items() if s in merger.effects}
+    folded = [note for part in source.parts for note in provenance.repeated(part.metadata)]
+    notes = [*_notes(source), *(tie.note for tie in untied), *dict.fromkeys(folded), *merger.notes]
+    report = binding.finished(merger.effects, notes)
     report.warn()
     return report
 
@@ -106,9 +122,11 @@ class Fold:
     base: Base
     merger: Merger
     dtype: torch.dtype | None
-    provenance: dict[str, str]
+    provenance: Provenance
     memory: int
     verify: bool
+    untied: tuple[Tie, ...] = ()
+    """Whose tensors are written apart"""
 
     @property
     def binding(self) -> Binding:
@@ -120,7 +138,7 @@ class Fold:
         dtypes = {
             t.name: wanted if wanted is not None and t.dtype.is_floating_point else t.dtype for t in part.layout.tensors
         }
-        return laid_out(part.layout.tensors, dtypes, dict(part.metadata) | self.provenance)
+        return laid_out(part.layout.tensors, dtypes, self.provenance.added_to(part.metadata))
 
     def write(self, part: Part, target: Path, progress: Progress) -> None:
         """Write the merged copy of one file."""
@@ -144,21 +162,6 @@ def _reserve(target: Path, size: int) -> None:
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)
-
-
-def _provenance(stack: Stack, convention: Convention) -> dict[str, str]:
-    """What the output's metadata says of the fold."""
-    folded = [
-        {
-            "file": Path(part.adapters.source).name,
-            "sha256": part.adapters.digest,
-            "strength": part.strength,
-            **({"blocks": [dict(each) for each in part.blocks]} if part.blocks else {}),
-        }
-        for part in (stack.parts[i] for i in stack.order())
-    ]
-    said = {"adapters": folded, "convention": convention, "sequential": stack.sequential, "version": lyc_fx.__version__}
-    return {"lyc_fx.fold": json.dumps(said, sort_keys=True)}
 
 
 def _notes(base: Base) -> list[str]:

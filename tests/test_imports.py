@@ -44,7 +44,7 @@ MAY: dict[str, set[str]] = {
     "stores": {"errors", "formats"},
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores"},
     "orientation": {"errors", "fitting"},
-    "folding": LOW | {"binding", "checkpoint", "families", "fitting", "folding", "formats"},
+    "folding": LOW | {"binding", "checkpoint", "families", "fitting", "folding", "formats", "stack"},
     "checkpoint": LOW | {"binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
 }
 

@@ -14,6 +14,7 @@ from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing, sync, umask, unique
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
+from lyc_fx.folding.ties import untied_config
 
 if TYPE_CHECKING:
     from lyc_fx.checkpoint import Fold
@@ -99,7 +100,8 @@ def _fingerprint(fold: "Fold") -> str:
         for part in fold.base.parts
     ]
     turned = [name for name, weight in sorted(fold.merger.weights.items()) if weight.transposed]
-    return json.dumps([fold.provenance, turned, str(fold.dtype), str(fold.merger.compute), fold.merger.seed, parts])
+    merger = fold.merger
+    return json.dumps([fold.provenance.entry, turned, str(fold.dtype), str(merger.compute), merger.seed, parts])
 
 
 def _carry(fold: "Fold", work: Path) -> None:
@@ -107,16 +109,19 @@ def _carry(fold: "Fold", work: Path) -> None:
     for inside in fold.base.carried:
         (work / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(fold.base.root / inside, work / inside)
-        if inside.name.endswith(".safetensors.index.json") and fold.dtype is not None:
-            _resize(work / inside, fold, inside.parent)
+        if inside.name.endswith(".safetensors.index.json") and (fold.dtype is not None or fold.untied):
+            _index(work / inside, fold, inside.parent)
+        if inside in {tie.config for tie in fold.untied}:
+            (work / inside).write_text(untied_config((fold.base.root / inside).read_text()))
 
 
-def _resize(index: Path, fold: "Fold", folder: Path) -> None:
-    """An index says how many bytes its tensors have."""
+def _index(index: Path, fold: "Fold", folder: Path) -> None:
+    """An index says where its tensors are, and how many bytes they have."""
     content = json.loads(index.read_text())
     shards = [part for part in fold.base.parts if part.inside.parent == folder]
     total = sum(tensor.bytes for part in shards for tensor in fold.layout(part).tensors)
     content["metadata"] = {**content.get("metadata", {}), "total_size": total}
+    content["weight_map"] = {t.name: part.inside.name for part in shards for t in part.layout.tensors}
     index.write_text(json.dumps(content, indent=2) + "\n")
 
 

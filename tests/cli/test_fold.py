@@ -35,7 +35,7 @@ def test_fold_merges_what_the_adapter_names_and_copies_the_rest(files, lyc) -> N
         assert torch.equal(after[name], before[name])
     with safe_open(files.out, "pt") as file:
         metadata = file.metadata()
-    said_of_it = json.loads(metadata.pop("lyc_fx.fold"))
+    said_of_it = json.loads(metadata.pop("lyc_fx.fold"))[0]
     assert metadata == {"format": "pt", "made_by": "a test"}
     digest = lyc_fx.load(files.locon).digest
     assert said_of_it["adapters"] == [{"file": files.locon.name, "sha256": digest, "strength": 1.0}]

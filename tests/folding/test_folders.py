@@ -88,7 +88,7 @@ def test_shards(model: Path, tmp_path: Path) -> None:
     assert [n for n in given if not torch.equal(given[n], base[n])] == [f"h.{i}.fc.weight" for i in range(4)]
     with safe_open(tmp_path / "out" / "model-0.safetensors", "pt") as file:
         assert file.metadata()["format"] == "pt"
-        assert json.loads(file.metadata()["lyc_fx.fold"])["adapters"][0]["strength"] == 0.7
+        assert json.loads(file.metadata()["lyc_fx.fold"])[0]["adapters"][0]["strength"] == 0.7
 
 
 def test_another_dtype(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Tied weights in a model's folder: the head of a language model that is its embedding, and is not stored twice.
+
+transformers ties them where config.json has `tie_word_embeddings: true`, or where a class does so by default and the
+head is not in the files. An adapter of one of the two is for that one alone, as in the forward of PEFT; so where they
+come to differ, the head is written, and the configuration says that nothing is tied.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from lyc_fx.binding import Binding, Bound
+from lyc_fx.errors import BadFile, Unsupported
+from lyc_fx.fitting import Weight
+from lyc_fx.folding.base import Base, Part
+from lyc_fx.folding.header import Layout
+
+FLAG = "tie_word_embeddings"
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|tokens_embed|shared|embeddings)\.weight$"
+)
+_TEXT = ("text_config", "llm_config")
+"""Where a model of several kinds has the configuration of its language model"""
+_LANGUAGE_MODEL = re.compile(r"(LMHeadModel|For(CausalLM|MaskedLM|ConditionalGeneration|ImageTextToText|PreTraining))$")
+_HEADS = (  # a parameter that only such a head has, and what the head reads under other names
+    ("cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+    ("lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"),
+)
+"""Of BERT and RoBERTa; the bias is tied as well"""
+
+
+@final
+@dataclass(frozen=True)
+class Tie:
+    """Names that a model reads, and the tensors that are stored for them; all with their component's prefix."""
+
+    config: Path
+    """The configuration that says so, relative to the base"""
+    aliases: Mapping[str, str]
+    encoder: bool = False
+    """Of an encoder and a decoder, whose code also asks whether they are tied"""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.aliases.values(), *self.aliases)))
+
+    def broken(self, binding: Binding) -> bool:
+        """Whether a fold makes the tied weights differ. Raises Unsupported where they cannot be written apart."""
+        effects = [[each for each in binding.active(name)] for name in self.names if not name.endswith("bias")]
+        if all(_same(each, effects[0]) for each in effects[1:]):
+            return False
+        if self.encoder:
+            raise Unsupported(
+                f"{', '.join(self.names)} are one tensor in this model, and its code asks whether they are tied: an "
+                "adapter of one of them cannot be folded; merge it with PEFT, or leave it out (--exclude)"
+            )
+        return True
+
+    @property
+    def note(self) -> str:
+        pairs = [f"{alias} was tied to {source}" for alias, source in self.aliases.items()]
+        return f"{', '.join(pairs)}: they are stored apart, and {FLAG} is false in {self.config}"
+
+
+def ties(base: Base) -> list[Tie]:
+    """Of every model of a folder. Raises BadFile for a configuration that cannot be read."""
+    root = base.root if base.folder else base.root.parent
+    configs = [each for each in base.carried if each.name == "config.json"] if base.folder else [Path("config.json")]
+    found = []
+    for inside in configs:
+        if (root / inside).is_file():
+            owner = ".".join(inside.parent.parts)
+            prefix = f"{owner}." if owner else ""
+            tensors = {t.name: t.shape for part in base.parts if part.prefix == prefix for t in part.layout.tensors}
+            aliases, encoder = _aliases(_read(root / inside), tensors)
+            if aliases:
+                found.append(Tie(inside, {prefix + a: prefix + s for a, s in aliases.items()}, encoder))
+    return found
+
+
+def with_aliases(base: Base, aliases: Mapping[str, str]) -> Base:
+    """The base as if tensors were stored once more under further names, beside themselves."""
+
+    def extended(part: Part) -> Part:
+        known = {t.name: t for t in part.layout.tensors}
+        own = {a.removeprefix(part.prefix): s.removeprefix(part.prefix) for a, s in aliases.items()}
+        more = [replace(known[s], name=a) for a, s in own.items() if s in known and a not in known]
+        tensors = sorted((*part.layout.tensors, *more), key=lambda t: (t.start, t.name))
+        return replace(part, layout=Layout(part.layout.header, tuple(tensors)))
+
+    return replace(base, parts=tuple(extended(part) for part in base.parts)) if aliases else base
+
+
+def known_by(weights: Mapping[str, Weight], found: list[Tie]) -> dict[str, Weight]:
+    """The weights, also under the names that are not stored."""
+    more = {alias: weights[source] for tie in found for alias, source in tie.aliases.items() if source in weights}
+    return {**more, **weights}
+
+
+def untied_config(text: str) -> str:
+    """A configuration that ties nothing."""
+    config = json.loads(text)
+    for table in (config, *(t for t in config.values() if isinstance(t, dict) and (FLAG in t or "vocab_size" in t))):
+        table[FLAG] = False
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadFile(f"{path}: is not readable JSON: {error}") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _aliases(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], bool]:
+    """What else the model calls which tensors, and whether it has an encoder and a decoder."""
+    text: dict[str, Any] = next(
+        (config[k] for k in ("text_config", "llm_config") if isinstance(config.get(k), dict)), {}
+    )
+    flag = config.get(FLAG, text.get(FLAG))
+    architecture = str((config.get("architectures") or [""])[0])
+    size = config.get("vocab_size", text.get("vocab_size"))
+    embeddings = [n for n, s in tensors.items() if _EMBEDDING.search(n) and len(s) == 2 and size in (None, s[0])]
+    if flag is False or len(embeddings) != 1 or not (flag or _LANGUAGE_MODEL.search(architecture)):
+        return {}, False
+    [source] = embeddings
+    for mark, head, bias in _HEADS:
+        if mark in tensors:
+            return {head: source} | ({bias: mark} if bias not in tensors else {}), False
+    inner = source.partition("model.embed_tokens")[0]  # before transformers 5: language_model.model.embed_tokens
+    head = "language_model.lm_head.weight" if inner == "language_model." else "lm_head.weight"
+    if not flag and head in tensors:
+        return {}, False
+    return {head: source}, bool(config.get("is_encoder_decoder"))
+
+
+def _same(some: list[Bound], others: list[Bound]) -> bool:
+    """Whether two weights have the same adapters: PEFT's `ensure_weight_tying` saves each twice."""
+    return len(some) == len(others) and all(
+        (one.total, one.rows, one.adapter.structure()) == (other.total, other.rows, other.adapter.structure())
+        and all(torch.equal(f, other.adapter.factors()[n]) for n, f in one.adapter.factors().items())
+        for one, other in zip(some, others, strict=True)
+    )
