@@ -34,6 +34,8 @@ class Entry:
     """The file's keys that this entry was read from"""
     shape: tuple[int, ...] | None = None
     """The shape to which the file would pad the weight first (ComfyUI's `reshape_weight`)"""
+    unread: tuple[str, ...] = ()
+    """Keys of the same module that no format understood: without them this may be another adapter than was trained"""
 
 
 @final

@@ -150,6 +150,10 @@ def bind(
         refused += [Unused(key, adapters.source, "no format reads this key") for key in adapters.unread]
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
         for entry in adapters.entries:
+            if entry.unread and not strict:
+                why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: it is left out as a whole"
+                refused += [Unused(key, adapters.source, why) for key in entry.keys]
+                continue
             found = names.find(entry.module, entry.leaf)
             if not found and entry.leaf == "bias" and entry.adapter.keeps_zero:
                 continue  # a module without bias: nothing is lost, and a lost module is known from its weight

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.nhwc import Nhwc, laid_out_so
+from lyc_fx.formats.partial import not_understood
 from lyc_fx.formats.peft import Peft
 from lyc_fx.formats.save import save
 from lyc_fx.formats.xlabs import XLabs
@@ -78,6 +80,7 @@ def load(
         plain = {module: group for module, group in groups.items() if isinstance(formats[module], Lycoris)}
         formats |= dict.fromkeys(laid_out_so(plain), Nhwc())
     made = []
+    beside = not_understood({module: list(keys.values()) for module, keys in modules.items()}, unread)
     for module, keys in modules.items():
         try:
             group = formats[module].complete(module, groups[module], said)
@@ -87,6 +90,7 @@ def load(
             faults.append(f"  {module}: {error}")
     if faults:
         raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
+    made = [replace(entry, unread=beside.get(entry.module, ())) for entry in made]
     metadata = {key: text for key, text in said.metadata.items() if key != MARK}  # what is read has LyCORIS's layout
     return AdapterSet(tuple(made), said.name, metadata, tuple(unread))
 

@@ -4,10 +4,12 @@
 - `unet.<module>.lora.down.weight`, `….lora.up.weight`, and `….lora_linear_layer.down.weight` of text encoders;
 - `unet.<block>.attn1.processor.to_q_lora.down.weight`.
 
-A component (`unet.`, `transformer.`, `text_encoder.`, `diffusion_model.` …) may stand before the module. Without an
-alpha the scale is 1, unless the header's `lora_adapter_metadata` holds the configuration of the training.
+A component (`unet.`, `transformer.`, `text_encoder.`, `diffusion_model.` …) may stand before the module, and the name
+of an adapter behind a factor. Without an alpha the scale is 1, unless the header's `lora_adapter_metadata`, or an
+`adapter_config.json` beside the file, holds the configuration of the training.
 """
 
+import re
 from collections.abc import Mapping
 from typing import final
 
@@ -18,7 +20,8 @@ from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import alpha_of, lycoris_layouts, rank_of
+from lyc_fx.formats.layouts import lycoris_layouts
+from lyc_fx.formats.stated import stated_scale
 
 _DOWN, _UP = "lora_down.weight", "lora_up.weight"
 _TAILS = {
@@ -30,8 +33,13 @@ _TAILS = {
     for mark in (".lora.", ".lora_linear_layer.", "_lora.")
     for name, suffix in (("down", _DOWN), ("up", _UP))
 }
-_TAILS |= {".lora_B.bias": "diff_b", ".lora_magnitude_vector": "dora_scale"}
+_TAILS |= {".lora_B.bias": "diff_b"}
+_TAILS |= {f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight", ".default", ".default.weight")}
 _LONGEST_FIRST = sorted(_TAILS, key=len, reverse=True)
+_NAMED = re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$|default\b)[^.]+(?=\.weight$|\.bias$|$)")
+"""A factor with the name of its adapter, which PEFT has in a model's state dict"""
+_LYCORIS = ("diff_b", "dora_scale")
+"""Suffixes that these keys share with LyCORIS's, where they mean something else"""
 
 
 @final
@@ -41,19 +49,17 @@ class Diffusers(Format):
     name = "diffusers"
 
     def parse(self, key: str, source: Source) -> tuple[str, str] | None:
+        key = _NAMED.sub(r".\1", key)
         for tail in _LONGEST_FIRST:
             if key.endswith(tail):
                 return _module(key[: -len(tail)]), _TAILS[tail]
         return None
 
     def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
-        full, config = dict(group), source.configuration(module.partition(".")[0])
-        if config is not None and "alpha" not in full and _DOWN in full:
-            full["alpha"] = torch.tensor(alpha_of(module.partition(".")[2], config, rank_of(full[_DOWN])))
-        if f"{module}.diff_b" not in source.keys:
-            return lycoris_layouts(full)
-        added = {"diff_b": full.pop("diff_b")}  # LyCORIS's key: no bias of lora_B, and not scaled like one
-        return lycoris_layouts(full) | added
+        full = stated_scale(module, dict(group), source)
+        # LyCORIS's own keys have its layout, also beside lora_A: OneTrainer's magnitude is one per input.
+        own = {suffix: full.pop(suffix) for suffix in _LYCORIS if f"{module}.{suffix}" in source.keys}
+        return lycoris_layouts(full) | own
 
     def write(self, adapters: AdapterSet) -> Contents:
         """Factors of plain LoRA, with the scale multiplied into `lora_B`, which is float32 then."""

@@ -43,11 +43,17 @@ class Source:
             raise BadAdapter(f"{self.name}: layout {stated!r} is not known: {', '.join(get_args(Layout))}")
         return stated
 
-    def configuration(self, component: str) -> Mapping[str, Any] | None:
-        """What diffusers' configuration in the header says of a component, such as `unet`; None without one."""
+    def configuration(self, module: str) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
+        """What the training's configuration says of a module, and the names that its patterns may have for it.
+
+        That is `lora_adapter_metadata` of diffusers in the header, of the module's component (such as `unet`) or of the
+        only one; else an `adapter_config.json` beside the file; None without either.
+        """
+        component, _, inner = module.partition(".")
         if self._components is None:
-            return None
-        return self._components.get(component) or self._components[""]
+            return self.config, (module, inner)
+        own = self._components.get(component)
+        return (own, (inner,)) if own else (self._components[""], (module, inner))
 
     @cached_property
     def _components(self) -> Mapping[str, Mapping[str, Any]] | None:

@@ -4,7 +4,7 @@
 suffixes and the shapes alone; nothing in the header is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
@@ -15,6 +15,7 @@ from lyc_fx.errors import Unsupported
 from lyc_fx.families.full import Full
 from lyc_fx.formats.entries import SUFFIXES
 from lyc_fx.formats.format import Contents, Format, Source
+from lyc_fx.formats.stated import stated_scale
 
 _PLAIN = "weight"
 """A suffix of IA3, and of every checkpoint: it counts only beside `on_input`."""
@@ -33,6 +34,10 @@ class Lycoris(Format):
                 module = key[: -len(suffix) - 1]
                 return (module, suffix) if suffix != _PLAIN or f"{module}.on_input" in source.keys else None
         return None
+
+    def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+        """LoHa and LoKr that diffusers trained with PEFT have these suffixes too, and their scale in the header."""
+        return stated_scale(module, dict(group), source)
 
     def write(self, adapters: AdapterSet) -> Contents:
         """Factors in their dtypes. Raises Unsupported for two adapters of one weight, but for a residual."""

@@ -1,8 +1,8 @@
 """PEFT adapters: `base_model.model.<module>.<factor>`, with alpha in `adapter_config.json` beside the tensors.
 
 LORA (with DoRA, rslora, rank and alpha patterns, `lora_B.bias`, embeddings, attention, `target_parameters`), ADALORA,
-LOHA, LOKR, IA3, OFT and BOFT; with any of them whole modules and biases that were trained. What is on PEFT's list of
-known mistakes is read by the closed formula: LoKr with both factors full has scale 1.
+LOHA, LOKR, IA3, OFT and BOFT; with any of them whole modules and biases that were trained. What they mean is what
+PEFT's forward computes: it scales LoKr by alpha / r also where both factors are full, which LyCORIS does not.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import alpha_of, computable, lycoris_layouts, rank_of
+from lyc_fx.formats.layouts import computable, lycoris_layouts, rank_of, with_trained_scale
 from lyc_fx.formats.peft import experts, ia3, rotations
 from lyc_fx.formats.peft.keys import EMBEDDED, TOKENS, parse
 from lyc_fx.formats.peft.methods import refuse_unreadable
@@ -57,10 +57,7 @@ class Peft(Format):
                 full["dora_scale"] = full["dora_scale"].reshape(1, -1)
         if "lora_E" in full:
             return full | _adalora(full, full.pop("lora_E"), config)
-        inner = next((full[n] for n in ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b") if n in full), None)
-        if inner is not None:
-            full["alpha"] = torch.tensor(alpha_of(module, config, rank_of(inner)), dtype=torch.float64)
-        return lycoris_layouts(full)
+        return lycoris_layouts(with_trained_scale(full, config, module))
 
     def write(self, adapters: AdapterSet) -> Contents:
         """Raises Unsupported, naming modules, for what one PEFT configuration cannot say."""

@@ -50,7 +50,7 @@ def read(name: str, full: Mapping[str, Tensor], source: Source) -> dict[str, Ten
     if down.dim() != 2 or up.dim() != 2 or rank < 1 or down.shape[0] % rank or up.shape[1] != down.shape[0]:
         raise BadAdapter(f"lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)} are not of rank {rank} per expert")
     count = down.shape[0] // rank
-    alpha = torch.tensor(alpha_of(name, config, rank), dtype=torch.float64)
+    alpha = torch.tensor(alpha_of((name,), config, rank), dtype=torch.float64)
     return {
         "experts_up": up.reshape(up.shape[0], rank, count).permute(2, 0, 1).contiguous(),
         "experts_down": down.reshape(count, rank, down.shape[1]),

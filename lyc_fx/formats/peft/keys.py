@@ -1,5 +1,7 @@
 """The keys of a PEFT file: which module a key is of, and which factor it is."""
 
+import re
+
 from lyc_fx.formats.format import Source
 from lyc_fx.formats.peft import experts
 
@@ -22,6 +24,10 @@ FACTORS = {
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
 _MARKS = tuple({name.partition("_")[0] + "_" for name in FACTORS})
+_NAMED = re.compile(
+    r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
+)
+"""A factor with the name of its adapter, as in a model's state dict"""
 _WITHOUT = (".default.", ".modules_to_save.")
 """Names of PEFT's own wrappers, which older versions leave in keys"""
 
@@ -34,7 +40,7 @@ def parse(key: str, source: Source) -> tuple[str, str] | None:
     """
     if not key.startswith(PREFIX):
         return None
-    path = f".{key.removeprefix(PREFIX)}".removesuffix(".default")
+    path = _NAMED.sub(r".\1", f".{key.removeprefix(PREFIX)}".removesuffix(".default"))
     for wrapper in _WITHOUT:
         path = path.replace(wrapper, ".")
     for tail in (path, path.removesuffix(".weight")):
