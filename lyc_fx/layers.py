@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from lyc_fx.conv1d import is_conv1d
 from lyc_fx.program import owner
 
 aten = torch.ops.aten
@@ -95,5 +96,5 @@ def stored_transposed(weight: Node) -> bool:
     kinds = [(KINDS.get(user.target), user) for user in weight.users if isinstance(user.target, torch._ops.OpOverload)]
     layers = [(kind, user) for kind, user in kinds if kind is not None and user.args[kind.weight] is weight]
     return bool(layers) and all(
-        kind.transposed and owner(user)[1].rpartition(".")[2] in ("Conv1D", "") for kind, user in layers
+        kind.transposed and (not owner(user)[1] or is_conv1d(owner(user)[1])) for kind, user in layers
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from lyc_fx.conv1d import stored_in_out
 from lyc_fx.folding.base import based
 from lyc_fx.orientation import oriented
 
@@ -23,11 +24,6 @@ def shapes_of(model: Like) -> dict[str, tuple[int, ...]]:
     if isinstance(model, Mapping):
         return dict(model)
     if isinstance(model, nn.Module):
-        return {name: _logical(model, name, tuple(value.shape)) for name, value in model.state_dict().items()}
+        turned, shapes = stored_in_out(model), {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        return {name: shape[::-1] if name in turned and len(shape) == 2 else shape for name, shape in shapes.items()}
     return {name: weight.logical for name, weight in oriented(based(model).weights(), ()).items()}
-
-
-def _logical(model: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    owner, _, leaf = name.rpartition(".")
-    turned = leaf == "weight" and type(model.get_submodule(owner)).__name__ == "Conv1D"
-    return shape[::-1] if turned else shape

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lyc_fx.conv1d import stored_in_out
 from lyc_fx.errors import Unsupported
 from lyc_fx.fitting import Weight
 from lyc_fx.layers import weight_norm_parts
@@ -43,23 +44,25 @@ class Slot:
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Every weight by its name: parameters, buffers, and what a module computes from them."""
     found: dict[str, Slot] = {}
-    same, memory = module_aliases(model), _sharing(model)
+    same, memory, turned = module_aliases(model), _sharing(model), stored_in_out(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{prefix}{leaf}"
                 others = [n for n in memory[id(tensor)] if same.get(n, n) != same.get(name, name)]
-                found[name] = _stored(module, name, others)
+                found[name] = _stored(module, name, others, name in turned)
         for leaf in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
-            found[f"{prefix}{leaf}"] = _parametrized(module, f"{prefix}{leaf}")
+            name = f"{prefix}{leaf}"
+            found[name] = _parametrized(module, name, name in turned)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
-                found[f"{prefix}{hook.name}"] = _weight_norm(module, hook)
+                name = f"{prefix}{hook.name}"
+                found[name] = _weight_norm(module, hook, name in turned)
     return found
 
 
-def _stored(module: nn.Module, name: str, others: list[str]) -> Slot:
+def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -> Slot:
     leaf = name.rpartition(".")[2]
     table: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
 
@@ -79,7 +82,6 @@ def _stored(module: nn.Module, name: str, others: list[str]) -> Slot:
         value = _filled(fill, old)
         table[leaf] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
 
-    transposed = leaf == "weight" and type(module).__name__ == "Conv1D"
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
     return Slot(lambda: table[leaf], write, transposed, note, obstacle)
 
@@ -89,7 +91,7 @@ def on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _weight_norm(module: nn.Module, hook: WeightNorm) -> Slot:
+def _weight_norm(module: nn.Module, hook: WeightNorm, transposed: bool) -> Slot:
     """Old-style weight norm, which computes the weight anew before each call."""
 
     def write(fill: Fill, undo: ExitStack) -> None:
@@ -99,10 +101,10 @@ def _weight_norm(module: nn.Module, hook: WeightNorm) -> Slot:
             preserved(tensor, undo)
             overwrite(tensor, part)
 
-    return Slot(lambda: hook.compute_weight(module), write, obstacle="is computed by weight norm")
+    return Slot(lambda: hook.compute_weight(module), write, transposed, obstacle="is computed by weight norm")
 
 
-def _parametrized(module: nn.Module, name: str) -> Slot:
+def _parametrized(module: nn.Module, name: str, transposed: bool) -> Slot:
     leaf = name.rpartition(".")[2]
     chain: nn.Module = module.parametrizations[leaf]  # type: ignore[index, union-attr, assignment]
 
@@ -130,7 +132,7 @@ def _parametrized(module: nn.Module, name: str) -> Slot:
         if not (read() - value).norm() <= 4 * torch.finfo(value.dtype).eps * value.norm():
             raise refusal
 
-    return Slot(read, write, obstacle=f"is computed by {_kinds(chain)}")
+    return Slot(read, write, transposed, obstacle=f"is computed by {_kinds(chain)}")
 
 
 def _kinds(chain: nn.Module) -> str:
