@@ -16,13 +16,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.binding import Binding, Bound, bind
-from lyc_fx.errors import InvalidGraph
+from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.families import Change, merged
 from lyc_fx.families.rounding import cast
 from lyc_fx.fitting import Weight
 from lyc_fx.layers import COMPUTED, stored_transposed
 from lyc_fx.pipeline import done
-from lyc_fx.program import BANK, facts, fake_mode, get_tensor, owner, remember, weights
+from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, owner, remember, weights
 from lyc_fx.rewrite import Emit
 from lyc_fx.stack import Stack
 
@@ -41,6 +41,7 @@ class Splice(PassBase):
         targets = _targets(gm)
         described = {name: _describe(node) for name, node in targets.items()}
         binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=facts(gm).aliases)
+        _refuse_inseparable(gm, binding)
         traces: dict[Any, Graph] = {}
         strengths: dict[int, Node] = {}
         first = next(iter(gm.graph.nodes))
@@ -60,6 +61,21 @@ class Splice(PassBase):
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)
+
+
+def _refuse_inseparable(gm: GraphModule, binding: Binding) -> None:
+    """Raise BadAdapter for one of several names that one tensor has in one module: a graph does not tell their uses."""
+    known = facts(gm).aliases
+    for group in aliases(gm).values():
+        for name in filter(binding.active, group):
+            owner_of = name.rpartition(".")[0]
+            others = [n for n in group if n != name and n not in known and n.rpartition(".")[0] == owner_of]
+            if others:
+                raise BadAdapter(
+                    f"{name} and {', '.join(others)} are one tensor in one module, and a captured graph does not say "
+                    f"which of them an operator reads: make them two before capture (model.{name} = "
+                    f"nn.Parameter(model.{name}.clone())), or merge into the live model"
+                )
 
 
 def _doubts(gm: GraphModule, target: Node, name: str, binding: Binding) -> list[str]:

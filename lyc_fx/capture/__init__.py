@@ -23,6 +23,7 @@ from lyc_fx.capture.fakes import device_of, fake_copy
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
 from lyc_fx.capture.outputs import baked, example, register
+from lyc_fx.capture.ties import retied
 from lyc_fx.errors import CaptureError
 from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors, uncompiled
 
@@ -51,7 +52,7 @@ def capture(
     arguments need another capture. Raises CaptureError.
     """
     if isinstance(model, ExportedProgram):
-        return _from_program(model, {}, {})
+        return _from_program(model, retied(model), {})
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
     model = uncompiled(model)
@@ -95,7 +96,7 @@ def _from_program(
     gm = program.module(check_guards=False)
     guards = getattr(program.module(check_guards=True), "_guards_fn", None)
     assert isinstance(gm, GraphModule)
-    skipped = non_persistent(model) if model is not None else set()
+    skipped = non_persistent(model or gm)
     for name, tensor in real.items():
         set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
     left = [name for name, tensor in _stored(gm).items() if isinstance(tensor, FakeTensor)]
