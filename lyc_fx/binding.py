@@ -19,6 +19,7 @@ from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
 from lyc_fx.stack import Stack
+from lyc_fx.twins import Twins, mirrored
 from lyc_fx.unmatched import advice, shortened, unmatched
 
 
@@ -129,11 +130,13 @@ def bind(
     *,
     strict: bool,
     aliases: Mapping[str, str] = MappingProxyType({}),
+    same: Twins = MappingProxyType({}),
 ) -> Binding:
     """Bind every entry of every set. Raises BadAdapter, listing all that is wrong, before anything is done.
 
     `aliases` maps further names of a weight to the one in `weights`. An adapter of a fused weight is split over the
-    weights of a model that has them apart, and one for a part of a fused weight acts on its rows.
+    weights of a model that has them apart, and one for a part of a fused weight acts on its rows. Where a model has a
+    fused weight beside its members (`same`), both are changed.
 
     With `strict=False`, entries without a weight are `refused` in the report; one that does not fit its weight is
     an error all the same.
@@ -163,8 +166,9 @@ def bind(
                 continue
             try:
                 bound = [
-                    (piece, Bound(adapter, index, part.strength, part.factor(piece.parameter), piece.rows))
+                    (each, Bound(own, index, part.strength, part.factor(each.parameter), each.rows))
                     for piece, adapter in placed(entry, found, taken, weights)
+                    for each, own in mirrored(piece, adapter, weights, same)
                 ]
             except BadAdapter as error:
                 faults.append(f"  {adapters.source}: {entry.module}: {error}")

@@ -15,6 +15,7 @@ from lyc_fx.program import facts, module_aliases, uncompiled
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, slots
 from lyc_fx.stack import Adapters, Blocks, Stack, stacked
+from lyc_fx.twins import twins
 
 
 @torch.inference_mode(False)  # a new parameter must not be an inference tensor
@@ -75,7 +76,9 @@ def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Sl
             "splice and fold it, or merge into the model that it was captured from, whose weights it shares"
         )
     found, same = slots(model), module_aliases(model)
-    binding = bind(stack, {n: s.weight for n, s in found.items() if n not in same}, strict=strict, aliases=same)
+    weights = {n: s.weight for n, s in found.items() if n not in same}
+    fused = twins({name: found[name].read() for name in weights})
+    binding = bind(stack, weights, strict=strict, aliases=same, same=fused)
     empty = [name for name in binding.targets if found[name].read().is_meta]
     if empty:
         raise Unsupported(f"{empty[0]} is on the meta device: load the model's weights before merging")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.naming import PREFIXES, Names
+from lyc_fx.naming import INTERLEAVED, PREFIXES, Names
 
 SHOWN = 20
 """How many of a long list a message names"""
@@ -18,6 +18,12 @@ def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[st
         hint = f"; nearest: {', '.join(near)}" if near else ""
         found = [pieces for part in _PARTS for pieces in names.find(f"{entry.module}.{part}", "weight")]
         parts = [piece.parameter for pieces in found for piece in pieces]
+        owner, _, leaf = entry.module.rpartition("." if "." in entry.module else "_")
+        if leaf in ("query", "key", "value") and names.find(f"{owner}_{INTERLEAVED}", entry.leaf):
+            hint = (
+                f"; the model has {INTERLEAVED} there, whose rows are interleaved by heads: an adapter of the whole of "
+                "it fits, that of a part cannot be placed without the number of heads"
+            )
         if parts:
             hint = f"; it is computed from {', '.join(parts)}: make it plain first, or merge into the live model"
         lines.append(f"  {adapters.source}: {entry.module}: no such {entry.leaf} in the model{hint}")

@@ -5,7 +5,7 @@ and all of W's users are pointed at the result. Factors become parameters `lyc_f
 each set's strength is one 0-dim float64 buffer `lyc_fx.<set>.strength`, which a program may change later.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -25,6 +25,10 @@ from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, owner, remember, weights
 from lyc_fx.rewrite import Emit
 from lyc_fx.stack import Stack
+from lyc_fx.twins import Twins, twins
+
+_NAMED = 5
+"""Weights that an error names"""
 
 
 @final
@@ -40,8 +44,10 @@ class Splice(PassBase):
             raise InvalidGraph("the program carries adapters already: splice them all at once, as a list of pairs")
         targets = _targets(gm)
         described = {name: _describe(node) for name, node in targets.items()}
-        binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=facts(gm).aliases)
+        fused = twins({name: get_tensor(gm, name) for name in _stored(gm)})
+        binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=facts(gm).aliases, same=fused)
         _refuse_inseparable(gm, binding)
+        _refuse_unread(binding, targets, fused, strict=self.strict)
         traces: dict[Any, Graph] = {}
         strengths: dict[int, Node] = {}
         first = next(iter(gm.graph.nodes))
@@ -61,6 +67,19 @@ class Splice(PassBase):
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)
+
+
+def _refuse_unread(binding: Binding, targets: Mapping[str, Node], fused: Twins, *, strict: bool) -> None:
+    """Raise BadAdapter for adapters of weights that the program does not read."""
+    read = {name for name, node in targets.items() if node.users}
+    lost = [n for n in binding.targets if n not in read and not any(p.parameter in read for p in fused.get(n, ()))]
+    if lost and strict:
+        named = ", ".join(lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
+        raise BadAdapter(
+            f"the captured program does not read {len(lost)} of the {len(binding.targets)} adapted weights, so that "
+            f"their adapters would have no effect: {named}. Capture a call that reads them, or leave them out: strict=False, "
+            "or adapters.exclude"
+        )
 
 
 def _refuse_inseparable(gm: GraphModule, binding: Binding) -> None:

@@ -22,8 +22,14 @@ FUSED = Scheme(
         _fused("attention.qkv", "attention.to_q", "attention.to_k", "attention.to_v"),
         _fused("attention.out", "attention.to_out.0"),
         _fused("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj"),
-        _fused("query_key_value", "query", "key", "value"),
     ),
     anywhere=True,
 )
-"""diffusers (`fuse_qkv_projections`), Lumina, Z-Image, Phi, Llama, `nn.MultiheadAttention` and others"""
+"""diffusers (`fuse_qkv_projections`), Lumina, Z-Image, Phi, Llama, `nn.MultiheadAttention` and others.
+
+Not `query_key_value` of BLOOM, Falcon, GPT-NeoX and Persimmon: its rows are interleaved by heads.
+"""
+FUSIONS = tuple((each.original, each.diffusers) for each in FUSED.rules if len(each.diffusers) > 1)
+"""The fused ones, and their members in the order of their rows"""
+INTERLEAVED = "query_key_value"
+"""A fused weight whose rows nobody can split without the number of heads"""

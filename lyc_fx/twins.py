@@ -1,0 +1,57 @@
+"""Fused projections beside their members: diffusers' `fuse_qkv_projections` adds `to_qkv` to an attention that keeps
+`to_q`, `to_k` and `to_v`, and computes with either. An adapter of the one is one of the other."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lyc_fx.families import Adapter
+from lyc_fx.fitting import Weight
+from lyc_fx.naming import FUSIONS, Piece
+
+Twins = Mapping[str, tuple[Piece, ...]]
+"""By parameter, what else holds its rows: a part of the fused one, or every member"""
+
+
+def twins(tensors: Mapping[str, Tensor]) -> Twins:
+    """Of the fused weights and biases that are just their members, one after another."""
+    found: dict[str, tuple[Piece, ...]] = {}
+    for fused, members in _beside(tensors):
+        parts = [tensors[member] for member in members]
+        if any(part.is_meta or not part.dim() for part in parts) or tensors[fused].is_meta:
+            continue
+        if tensors[fused].shape != torch.Size((sum(map(len, parts)), *parts[0].shape[1:])):
+            continue
+        if not torch.equal(tensors[fused], torch.cat([part.to(tensors[fused].device) for part in parts])):
+            continue  # two weights, which are called so
+        start, pieces = 0, []
+        for member, part in zip(members, parts, strict=True):
+            rows = (start, start + len(part))
+            pieces.append(Piece(member, None, rows))
+            found[member] = (Piece(fused, rows),)
+            start = rows[1]
+        found[fused] = tuple(pieces)
+    return found
+
+
+def _beside(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str]]]:
+    """The fused parameters whose members are there as well."""
+    for name in tensors:
+        module, _, leaf = name.rpartition(".")
+        for whole, members in FUSIONS:
+            if leaf in ("weight", "bias") and f".{module}".endswith(f".{whole}"):
+                head = module.removesuffix(whole)
+                inside = [f"{head}{member}.{leaf}" for member in members]
+                if all(member in tensors for member in inside):
+                    yield name, inside
+
+
+def mirrored(
+    piece: Piece, adapter: Adapter, weights: Mapping[str, Weight], same: Twins
+) -> Iterator[tuple[Piece, Adapter]]:
+    """What an adapter of a piece does to it, and to what holds the same rows."""
+    yield piece, adapter
+    for twin in same.get(piece.parameter, ()) if piece.rows is None else ():
+        shape = weights[piece.parameter].logical
+        yield twin, adapter if twin.of is None else adapter.rows(*twin.of, shape).compact()
