@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import InvalidGraph, Unsupported
 from lyc_fx.files import STORED, replacing, write_safetensors
-from lyc_fx.program import BANK, get_tensor
+from lyc_fx.program import BANK, get_tensor, without_autocast
 
 Path_ = str | os.PathLike[str]
 
@@ -69,7 +69,7 @@ def _exported(program: GraphModule) -> ExportedProgram:
     spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
     args, kwargs = pytree.tree_unflatten(flat, spec)
     arg_shapes, kwarg_shapes = pytree.tree_unflatten(shapes, spec)
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast():
         return torch.export.export(
             program, tuple(args), kwargs, dynamic_shapes=(*arg_shapes, *_values(kwarg_shapes)) or None, strict=False
         )

@@ -1,6 +1,6 @@
 """Running passes: on a copy, verified after each one, with a record of how often each fired."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.errors import InvalidGraph, LycFxError
-from lyc_fx.program import Step, cloned, facts, remember
+from lyc_fx.program import Step, cloned, facts, remember, without_autocast
 from lyc_fx.validation import Validation
 from lyc_fx.verify import Snapshot, verify
 
@@ -32,6 +32,11 @@ def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
     """
     if not isinstance(gm, GraphModule):
         raise InvalidGraph(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
+    with without_autocast():
+        return _run(gm, passes, check)
+
+
+def _run(gm: GraphModule, passes: Sequence[PassBase], check: bool) -> GraphModule:
     validation = Validation.of(gm) if check else None
     gm = cloned(gm)
     for each in passes:

@@ -5,6 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -106,11 +107,27 @@ def module_aliases(model: nn.Module) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Graphs are made and evaluated in the dtypes that they name; a caller's autocast is for running them."""
+    devices = {"cpu"} | ({found.type} if (found := torch.accelerator.current_accelerator()) is not None else set())
+    with ExitStack() as stack:
+        for device in sorted(devices):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """The model in what `torch.compile(model)` returned, which has its names."""
     inner = getattr(model, "_orig_mod", model)
     assert isinstance(inner, nn.Module)
     return inner
+
+
+def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether every value of a floating dtype is one of another; torch has no common type for float8."""
+    a, b = torch.finfo(wide), torch.finfo(narrow)
+    return a.max >= b.max and a.smallest_normal <= b.smallest_normal and a.eps <= b.eps
 
 
 def get_tensor(module: nn.Module, name: str) -> Tensor:

@@ -1,6 +1,7 @@
 """What must hold after every pass; `Snapshot` remembers what was there before it."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -88,7 +89,8 @@ def _propagate(node: Node, declared: Any, mode: FakeTensorMode) -> str | None:
 
 def propagated(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
     """The fake result of an operator. (The dispatcher context keeps symbols symbolic on torch 2.11 and 2.12.)"""
-    with mode, enable_python_dispatcher(), torch.no_grad():
+    fresh = mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env is not None else nullcontext()
+    with mode, enable_python_dispatcher(), torch.no_grad(), fresh:
         return target(*args, **kwargs)
 
 

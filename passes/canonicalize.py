@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.pipeline import done
+from lyc_fx.program import holds
 from lyc_fx.rewrite import EMITTED, Bindings, Emit, Miss, Op, Rule, Var, rewrite
 from lyc_fx.symbolic import difference
 
@@ -58,7 +59,7 @@ def _widened(emit: Emit, m: Bindings) -> Node | Miss:
     x, wide, dtype = m["x"], m["wide"], m["dtype"]
     if not (wide.is_floating_point and dtype.is_floating_point and _dtype(x).is_floating_point):
         return Miss("not between floating-point types", 1)
-    if torch.promote_types(_dtype(x), wide) != wide:
+    if not holds(wide, _dtype(x)):
         return Miss("the inner cast loses digits", 1)
     return x if dtype == _dtype(x) else emit(aten.to.dtype, x, dtype)
 

@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from lyc_fx.capture.mode import evaluates
 from lyc_fx.pipeline import done
 from lyc_fx.rewrite import arguments
 
@@ -36,6 +37,7 @@ class Evaluate(PassBase):
         fired = sum(_evaluated(gm, node) for node in list(gm.graph.nodes))
         for module in gm.modules():
             module.training = False
+        evaluates(gm)
         return done(gm, "evaluate", fired)
 
 

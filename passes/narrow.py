@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.utils import _pytree as pytree
 
 from lyc_fx.pipeline import done
 from lyc_fx.program import fake_mode
@@ -26,18 +27,22 @@ class Narrow(PassBase):
     """No options."""
 
     def call(self, gm: GraphModule) -> PassResult:
-        fired = 0
         wide: set[Node] = set()
+        changed: set[Node] = set()
         for node in reversed(gm.graph.nodes):
-            if _dtype(node) is torch.float64 and any(user in wide or not _inner(user) for user in node.users):
+            if torch.float64 in _dtypes(node) and any(user in wide or not _inner(user) for user in node.users):
                 wide.add(node)
             elif _inner(node) and node.target is aten.to.dtype and node.args[1] is torch.float64:
                 node.update_arg(1, torch.float32)
-                fired += 1
+                changed.add(node)
+        fired = len(changed)
         for node in gm.graph.nodes:
-            if fired and _inner(node) and node.op == "call_function":
+            if node in changed or (_inner(node) and not changed.isdisjoint(node.all_input_nodes)):
                 args: Any = map_arg(node.args, lambda n: n.meta["val"])
+                before = _dtypes(node)
                 node.meta["val"] = propagated(fake_mode(gm), node.target, args, {})
+                if _dtypes(node) != before:
+                    changed.add(node)
         return done(gm, "narrow", fired)
 
 
@@ -46,6 +51,7 @@ def _inner(node: Node) -> bool:
     return bool(node.meta.get(EMITTED))
 
 
-def _dtype(node: Node) -> torch.dtype | None:
-    value = node.meta.get("val")
-    return value.dtype if isinstance(value, torch.Tensor) and value.dim() else None
+def _dtypes(node: Node) -> list[torch.dtype]:
+    """Of what a node gives, numbers apart: strengths keep their digits."""
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return [leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]

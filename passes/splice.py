@@ -77,8 +77,8 @@ def _refuse_unread(binding: Binding, targets: Mapping[str, Node], fused: Twins, 
         named = ", ".join(lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
         raise BadAdapter(
             f"the captured program does not read {len(lost)} of the {len(binding.targets)} adapted weights, so that "
-            f"their adapters would have no effect: {named}. Capture a call that reads them, or leave them out: strict=False, "
-            "or adapters.exclude"
+            f"their adapters would have no effect: {named}. Capture a call that reads them, or leave them out: "
+            "strict=False, or adapters.exclude"
         )
 
 

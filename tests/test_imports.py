@@ -50,7 +50,7 @@ MAY: dict[str, set[str]] = {
     "coverage": {"adapters", "errors", "fitting", "naming", "report", "shapes"},
     "capture": {"capture", "errors", "layers", "program"},
     "chains": {"chains", "layers", "program", "rewrite"},
-    "passes": LOW | {"adapters", "binding", "fitting", "chains", "families", "pipeline", "stack", "twins"},
+    "passes": LOW | {"adapters", "binding", "capture", "fitting", "chains", "families", "pipeline", "stack", "twins"},
     "pipeline": {"errors", "program", "validation", "verify"},
     "slots": {"conv1d", "fitting", "errors", "layers", "program"},
     "live": LOW | {"binding", "blockwise", "families", "slots", "stack", "twins"},

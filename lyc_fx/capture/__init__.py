@@ -20,12 +20,23 @@ from lyc_fx.capture.dynamic import (
     warn_of_specialized,
 )
 from lyc_fx.capture.fakes import device_of, fake_copy
+from lyc_fx.capture.given import refuse_misplaced
 from lyc_fx.capture.guards import InputGuards
+from lyc_fx.capture.mode import ModeGuard, mode_matters
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
 from lyc_fx.capture.outputs import baked, example, register
-from lyc_fx.capture.ties import retied
+from lyc_fx.capture.ties import name_constants, retied
 from lyc_fx.errors import CaptureError
-from lyc_fx.program import Facts, module_aliases, non_persistent, remember, set_tensor, tensors, uncompiled
+from lyc_fx.program import (
+    Facts,
+    module_aliases,
+    non_persistent,
+    remember,
+    set_tensor,
+    tensors,
+    uncompiled,
+    without_autocast,
+)
 
 __all__ = ["DynamicShapes", "SpecializedDimension", "capture"]
 
@@ -51,10 +62,9 @@ def capture(
     A captured program takes the arguments of its example: other Python values, another dtype or other optional
     arguments need another capture. Raises CaptureError.
     """
+    refuse_misplaced(model, args, kwargs)
     if isinstance(model, ExportedProgram):
         return _from_program(model, retied(model), {})
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
     model = uncompiled(model)
     args, kwargs = tuple(args), dict(kwargs or {})
     register((args, kwargs), inputs=True)
@@ -77,9 +87,16 @@ def _export(
         spell_out(copy, bound)
         copy.register_forward_hook(lambda module, inputs, output: register(output))
         args, kwargs = example((args, kwargs), device)
-        with mode, torch.enable_grad(), warnings.catch_warnings():
+        with mode, without_autocast(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
+            try:
+                with torch.enable_grad():
+                    return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except NotImplementedError as error:
+                if "backward" not in str(error):  # an operator without one, such as flex_attention on the CPU
+                    raise
+                with torch.no_grad():
+                    return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be captured: {type(error).__name__}: {_brief(error)}\n{_advice(error)}"
@@ -99,6 +116,7 @@ def _from_program(
     skipped = non_persistent(model or gm)
     for name, tensor in real.items():
         set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
+    name_constants(gm, real)
     left = [name for name, tensor in _stored(gm).items() if isinstance(tensor, FakeTensor)]
     if left:
         raise CaptureError(f"{', '.join(left[:5])} has no value: a tensor that the model makes while it runs is kept")
@@ -112,6 +130,8 @@ def _from_program(
         result.register_forward_pre_hook(InputGuards(guards, top, constants), with_kwargs=True)
     if model is not None:
         result.training = model.training
+    if mode_matters(result if model is None else model):
+        result.register_forward_pre_hook(ModeGuard(training=result.training), with_kwargs=True)
     remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases))))
     return result
 

@@ -28,6 +28,13 @@ def _inline(gm: GraphModule, block: Node) -> None:
     assert isinstance(inner, GraphModule)
     values: dict[Node, Any] = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     given = list(values)
+    if not enabled and any(writes(node) for node in inner.graph.nodes):
+        # What is written under no_grad leaves no record: it is written through detached views. What a block with grad
+        # inside it reads keeps its record.
+        with gm.graph.inserting_before(block):
+            for name, value in values.items():
+                if not any(user.target is _GRAD_BLOCK for user in name.users):
+                    values[name] = _detached(gm.graph, value)
     with gm.graph.inserting_before(block):
         results = gm.graph.graph_copy(inner.graph, val_map=values)
         for old, new in values.items():
@@ -43,6 +50,11 @@ def _inline(gm: GraphModule, block: Node) -> None:
     gm.graph.erase_node(block)
     if not body.users:
         gm.graph.erase_node(body)
+
+
+def writes(node: Node) -> bool:
+    """Whether an operator changes one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _sequence(results: Any) -> list[Any]:

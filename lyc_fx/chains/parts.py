@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from lyc_fx.chains.layer import Layer
 from lyc_fx.layers import KINDS, LayerKind
-from lyc_fx.program import BANK
+from lyc_fx.program import BANK, holds
 from lyc_fx.rewrite import EMITTED, Bindings, Either, Emit, Miss, Op, Pattern, Rule, Var
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ def _widens(node: Node) -> bool:
     if node.target is not aten.to.dtype:
         return False
     narrow, wide = node.args[0].meta["val"].dtype, node.args[1]  # type: ignore[union-attr]  # a cast of a tensor
-    return narrow.is_floating_point and torch.promote_types(narrow, wide) == wide  # type: ignore[arg-type]
+    return narrow.is_floating_point and holds(wide, narrow)  # type: ignore[arg-type]
 
 
 @final

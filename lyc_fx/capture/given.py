@@ -1,0 +1,29 @@
+"""What capture is given in the wrong place, said before torch.export makes something else of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from lyc_fx.errors import CaptureError
+
+
+def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
+    """Raise CaptureError for what is no model, a bare input instead of a tuple, and shapes instead of kwargs."""
+    if isinstance(model, ExportedProgram):
+        return
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
+    if isinstance(args, Tensor):  # which is a sequence of its rows
+        shape = tuple(args.shape)
+        raise CaptureError(f"args is a tensor of shape {shape}: write capture(model, (x,)), a tuple of inputs")
+    if isinstance(args, Mapping):
+        raise CaptureError("args is a mapping of inputs by name: write capture(model, (), inputs), or kwargs=inputs")
+    if not isinstance(args, (tuple, list)):
+        raise CaptureError(f"args is a {type(args).__name__}: write capture(model, (x,)), a tuple of inputs")
+    if isinstance(kwargs, str):
+        raise CaptureError(f"kwargs is {kwargs!r}: write capture(model, args, dynamic_shapes={kwargs!r})")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        kind = type(kwargs).__name__
+        raise CaptureError(f"kwargs is a {kind}: write capture(model, args, {{name: x}}), inputs by name")
