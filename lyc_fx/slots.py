@@ -1,9 +1,9 @@
 """The weights of a live model: how each is read, and how it is replaced so that it can be undone."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -54,11 +54,13 @@ def slots(model: nn.Module) -> dict[str, Slot]:
                 found[name] = _stored(module, name, others, name in turned)
         for leaf in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
             name = f"{prefix}{leaf}"
-            found[name] = _parametrized(module, name, name in turned)
+            parts = (*module.parametrizations[leaf].parameters(), *module.parametrizations[leaf].buffers())  # type: ignore[index, union-attr, operator]
+            found[name] = _unless_shared(_parametrized(module, name, name in turned), name, parts, memory)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
                 name = f"{prefix}{hook.name}"
-                found[name] = _weight_norm(module, hook, name in turned)
+                parts = tuple(module.get_parameter(f"{hook.name}_{part}") for part in "gv")
+                found[name] = _unless_shared(_weight_norm(module, hook, name in turned), name, parts, memory)
     return found
 
 
@@ -84,6 +86,26 @@ def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -
 
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
     return Slot(lambda: table[leaf], write, transposed, note, obstacle)
+
+
+def _unless_shared(slot: Slot, name: str, parts: Sequence[Tensor], memory: Mapping[int, list[str]]) -> Slot:
+    """The weight that is computed from these tensors, unless another one is computed from one of them as well.
+
+    A module that is registered twice has the same tensors, and the same weight.
+    """
+    counts = [len(memory.get(id(part), ())) for part in parts]
+    shared = [part for part, count in zip(parts, counts, strict=True) if count > min(counts)]
+    if not shared:
+        return slot
+    names = memory[id(shared[0])]
+
+    def refuse(fill: Fill, undo: ExitStack) -> None:
+        raise Unsupported(
+            f"{name} is computed from a tensor that has several names, {', '.join(names)}: a merge into it would "
+            "change the other weight as well; give each its own (module.weight_v = nn.Parameter(…)) before merging"
+        )
+
+    return replace(slot, write=refuse)
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

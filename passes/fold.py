@@ -43,17 +43,15 @@ class Fold(PassBase):
         roots = [n for n in gm.graph.nodes if n in constant and _leaves_formula(n, constant) and _adapted(n)]
         names = aliases(gm)
         bases, changes = {root: _base(root) for root in roots}, dict[str, float]()
+        done_with: set[tuple[Node, ...]] = set()
         for root, base in bases.items():
-            value = _evaluate(gm, root)
-            stores = _stores(base, value)
-            effect, name = Effect.of(_evaluate(gm, base), value), ", ".join(str(node.target) for node in stores)
-            effect.refuse(name, value.dtype, value.numel(), allow_nonfinite=self.allow_nonfinite)
-            changes[name] = effect.relative
+            read = tuple(base.all_input_nodes) or (base,)
+            if read not in done_with:  # each call of a module under weight norm computes its weight anew
+                changes |= self._store(gm, root, base, names)
+                done_with.add(read)
             base.meta = dict(base.meta)
             root.replace_all_uses_with(base, propagate_meta=False)
             erase_unused(gm, [root])
-            for node, tensor in stores.items():
-                _store(gm, node, tensor, names)
         left = _drop_unread(gm)
         if left:
             raise InvalidGraph(f"{len(left)} factors cannot be folded, the first is {left[0]}: {_ADVICE}")
@@ -61,6 +59,16 @@ class Fold(PassBase):
         if report is not None:
             remember(gm, report=report.measured(changes))
         return done(gm, "fold", len(roots))
+
+    def _store(self, gm: GraphModule, root: Node, base: Node, names: dict[int, list[str]]) -> dict[str, float]:
+        """Put the merged weight in the base's place; how much it changed, by the name of what was stored."""
+        value = _evaluate(gm, root)
+        stores = _stores(base, value)
+        effect, name = Effect.of(_evaluate(gm, base), value), ", ".join(str(node.target) for node in stores)
+        effect.refuse(name, value.dtype, value.numel(), allow_nonfinite=self.allow_nonfinite)
+        for node, tensor in stores.items():
+            _store(gm, node, tensor, names)
+        return {name: effect.relative}
 
 
 def _constants(gm: GraphModule) -> set[Node]:

@@ -1,6 +1,6 @@
 """splice: `W` becomes `round(W + Σ change_i(W, strength_i))` — the canonical form, weight space.
 
-Needs no knowledge of layer kinds: after the node that gives W, the family's own formula is traced and inlined,
+Needs no knowledge of layer kinds: before the first node that reads W, the family's own formula is traced and inlined,
 and all of W's users are pointed at the result. Factors become parameters `lyc_fx.<set>.<weight>.<factor>`;
 each set's strength is one 0-dim float64 buffer `lyc_fx.<set>.strength`, which a program may change later.
 """
@@ -27,6 +27,8 @@ from lyc_fx.rewrite import Emit
 from lyc_fx.stack import Stack
 from lyc_fx.twins import Twins, twins
 
+_PARTS = ("weight_v", "parametrizations.weight.original1")
+"""What a weight under weight norm is computed from: its direction"""
 _NAMED = 5
 """Weights that an error names"""
 
@@ -43,35 +45,40 @@ class Splice(PassBase):
         if hasattr(gm, BANK):
             raise InvalidGraph("the program carries adapters already: splice them all at once, as a list of pairs")
         targets = _targets(gm)
-        described = {name: _describe(node) for name, node in targets.items()}
+        described = {name: _describe(nodes[0]) for name, nodes in targets.items()}
         fused = twins({name: get_tensor(gm, name) for name in _stored(gm)})
-        binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=facts(gm).aliases, same=fused)
+        binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=_aliases(gm), same=fused)
         _refuse_inseparable(gm, binding)
         _refuse_unread(binding, targets, fused, strict=self.strict)
         traces: dict[Any, Graph] = {}
         strengths: dict[int, Node] = {}
-        first = next(iter(gm.graph.nodes))
+        order = {node: position for position, node in enumerate(gm.graph.nodes)}
+        first = next(iter(order))
         fired, notes = 0, []
         for name in binding.targets:
-            active, target = binding.active(name), targets.get(name)
-            if target is None:
+            active, nodes = binding.active(name), [node for node in targets.get(name, ()) if node.users]
+            if not nodes:
                 notes.append(f"{name} is not read by the captured graph: its adapters have no effect here")
-            elif active and target.users:
+            elif active:
+                target = nodes[0]
                 for b in active:
                     if b.index not in strengths:
                         buffer = torch.tensor(b.strength, dtype=torch.float64, device=_device(target))
                         emit = Emit(gm, at=first, like=first, by="splice")
                         strengths[b.index] = emit.tensor(f"{BANK}.{b.index}.strength", buffer)
                 notes += _doubts(gm, target, name, binding)
-                _splice(gm, name, target, active, strengths, traces, sequential=binding.sequential)
+                factors: dict[str, Node] = {}
+                for node in nodes:  # each call of a module under weight norm computes its weight anew
+                    reader = min(node.users, key=order.__getitem__)
+                    _splice(gm, name, node, reader, active, strengths, factors, traces, sequential=binding.sequential)
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)
 
 
-def _refuse_unread(binding: Binding, targets: Mapping[str, Node], fused: Twins, *, strict: bool) -> None:
+def _refuse_unread(binding: Binding, targets: Mapping[str, Sequence[Node]], fused: Twins, *, strict: bool) -> None:
     """Raise BadAdapter for adapters of weights that the program does not read."""
-    read = {name for name, node in targets.items() if node.users}
+    read = {name for name, nodes in targets.items() if any(node.users for node in nodes)}
     lost = [n for n in binding.targets if n not in read and not any(p.parameter in read for p in fused.get(n, ()))]
     if lost and strict:
         named = ", ".join(lost[:_NAMED]) + (" …" if len(lost) > _NAMED else "")
@@ -104,15 +111,37 @@ def _doubts(gm: GraphModule, target: Node, name: str, binding: Binding) -> list[
     return binding.doubts(name, weight, transposed=stored_transposed(target))
 
 
-def _targets(gm: GraphModule) -> dict[str, Node]:
-    """The nodes that give a weight, by the weight's name; a computed one has the name of what it replaces."""
-    found = {str(node.target): node for node in weights(gm)}
+def _targets(gm: GraphModule) -> dict[str, list[Node]]:
+    """The nodes that give a weight, by the weight's name; computed ones have the name of what they replace."""
+    found = {str(node.target): [node] for node in weights(gm)}
+    same = facts(gm).aliases
     for node in gm.graph.nodes:
         if node.op == "call_function" and node.target in COMPUTED:
-            for user in node.users:
-                path, _ = owner(user)
-                found[f"{path}.weight" if path else "weight"] = node
+            paths = dict.fromkeys(_registered(owner(user)[0], same) for user in node.users)
+            for path in paths:
+                found.setdefault(f"{path}.weight" if path else "weight", []).append(node)
     return found
+
+
+def _aliases(gm: GraphModule) -> dict[str, str]:
+    """Further names of the program's weights, also of those that it computes."""
+    same = facts(gm).aliases
+    computed = {
+        f"{alias.removesuffix(part)}weight": f"{first.removesuffix(part)}weight"
+        for alias, first in same.items()
+        for part in _PARTS
+        if alias.endswith(part)
+    }
+    return {**same, **computed}
+
+
+def _registered(path: str, same: Mapping[str, str]) -> str:
+    """The first path of a module that is registered under several."""
+    for alias, first in same.items():
+        inside = alias.removeprefix(f"{path}.")
+        if inside != alias:
+            return first.removesuffix(f".{inside}")
+    return path
 
 
 def _stored(gm: GraphModule) -> dict[str, Weight]:
@@ -139,36 +168,40 @@ def _splice(
     gm: GraphModule,
     name: str,
     weight: Node,
+    reader: Node,
     bound: Sequence[Bound],
     strengths: dict[int, Node],
+    factors: dict[str, Node],
     traces: dict[Any, Graph],
     *,
     sequential: bool,
 ) -> None:
     users = list(weight.users)
-    emit = Emit(gm, at=weight.next, like=users[0], by="splice")
+    emit = Emit(gm, at=reader, like=reader, by="splice")  # early, it would hold every merged weight at once
     adapters = [b.adapter.to_device(_device(weight)) for b in bound]
-    described, factors = _describe(weight), tuple(b.factor for b in bound)
+    described, blocks = _describe(weight), tuple(b.factor for b in bound)
     key = (
         described,
         _device(weight),
-        factors,
+        blocks,
         tuple((b.rows, a.structure()) for b, a in zip(bound, adapters, strict=True)),
     )
     inputs = {"weight": weight}
     for position, (b, adapter) in enumerate(zip(bound, adapters, strict=True)):
         inputs[f"strength_{position}"] = strengths[b.index]
         for field, factor in adapter.factors().items():
-            # A copy: training the program must not change the adapter set.
-            parameter = nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
-            inputs[f"{field}_{position}"] = emit.tensor(f"{BANK}.{b.index}.{_path(name, b, bound)}.{field}", parameter)
+            place = f"{BANK}.{b.index}.{_path(name, b, bound)}.{field}"
+            if place not in factors:  # a copy: training the program must not change the adapter set
+                parameter = nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
+                factors[place] = emit.tensor(place, parameter)
+            inputs[f"{field}_{position}"] = factors[place]
     if key not in traces:
 
         def formula(at: dict[str, Tensor]) -> Tensor:
             stack = [
                 Change(
                     adapter.with_factors({f: at[f"{f}_{i}"] for f in adapter.factors()}),
-                    _times(at[f"strength_{i}"], factors[i]),
+                    _times(at[f"strength_{i}"], blocks[i]),
                     b.rows,
                 )
                 for i, (b, adapter) in enumerate(zip(bound, adapters, strict=True))

@@ -19,6 +19,8 @@ from lyc_fx.families.orthogonal import Orthogonal
 from lyc_fx.families.tlora import TLoRA
 from lyc_fx.stack import Adapters, Blocks
 
+pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # strength 0 is among what is tried
+
 CONV: Case = next(case for case in CASES if case.name == "conv2d-even")
 LINE: Case = next(case for case in CASES if case.name == "conv1d")
 LAST: Case = next(case for case in CASES if case.name == "layer-norm")

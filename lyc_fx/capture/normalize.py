@@ -107,8 +107,13 @@ def _name(user: Node, given: str, group: list[str]) -> str:
     while user.target in COMPUTED and user.users:
         user = next(iter(user.users))
     path, _ = owner(user)
-    here = [name for name in group if name.rpartition(".")[0] == path]
+    here = [name for name in group if _module(name) == path]
     return given if given in here or not here else here[0]
+
+
+def _module(name: str) -> str:
+    """The path of the module that computes with a tensor: `fc` of `fc.weight`, and of what its weight is made from."""
+    return f".{name.rpartition('.')[0]}".partition(".parametrizations.")[0].removeprefix(".")
 
 
 def finished(gm: GraphModule, source: nn.Module, meta: dict[str, Any]) -> GraphModule:

@@ -25,15 +25,15 @@ def _chain(layer: Layer, m: Bindings) -> Node | Miss:
     added = low_rank(layer, m)
     if isinstance(added, Miss):
         return added
-    mapped = layer.point(layer.point(layer.x, m["a2"]), m["a1"])
+    mapped = layer.point(layer.point(layer.x, layer.scaled(m["a2"], m["scale"])), m["a1"])
     base = stripped(m["base"])
     if base is stripped(m["rest"]):
-        total = layer.again(m["rest"], emit(aten.add.Tensor, layer.x, emit(aten.mul.Tensor, mapped, m["scale"])))
+        total = layer.again(m["rest"], emit(aten.add.Tensor, layer.x, mapped))
     else:
         total = layer.again(m["rest"])
         again = layer.again(layer.shaped(base, list(layer.shape)), mapped, bias=False)
         added = emit(aten.add.Tensor, again, added)
-    return emit(aten.add.Tensor, total, emit(aten.mul.Tensor, added, m["scale"]))
+    return emit(aten.add.Tensor, total, added)
 
 
 RULES = [

@@ -35,7 +35,8 @@ def _chain(layer: Layer, m: Bindings) -> Node | Miss:
     dear = _dear(layer, f"rank {rank}", rank * (out + layer.groups * columns))
     if dear is not None:
         return dear
-    return low_rank.low_rank(layer, {"left": _left(layer, m), "right": _pairs(layer, m["right1"], m["right2"], 0)})
+    right = _pairs(layer, m["right1"], m["right2"], 0)
+    return low_rank.low_rank(layer, {"left": _left(layer, m), "right": right, "scale": m["scale"]})
 
 
 def _tucker(layer: Layer, m: Bindings) -> Node | Miss:
@@ -53,7 +54,8 @@ def _tucker(layer: Layer, m: Bindings) -> Node | Miss:
     core1 = emit(aten.reshape.default, m["taps1"], [p1, 1, q1, 1, -1])
     core2 = emit(aten.reshape.default, m["taps2"], [1, p2, 1, q2, -1])
     core = emit(aten.reshape.default, emit(aten.mul.Tensor, core1, core2), [p, q * taps])
-    return tucker.chain(layer, _pairs(layer, m["columns1"], m["columns2"], 1), core, _left(layer, m))
+    columns = layer.scaled(_pairs(layer, m["columns1"], m["columns2"], 1), m["scale"])
+    return tucker.chain(layer, columns, core, _left(layer, m))
 
 
 def _left(layer: Layer, m: Bindings) -> Node:

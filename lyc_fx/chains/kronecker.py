@@ -17,7 +17,7 @@ _KRON = Op(aten.kron.default, Viewed(Var("left")), Var("right"), name="product")
 
 
 def _linear(layer: Layer, m: Bindings) -> Node | Miss:
-    emit, left, right = layer.emit, layer.fitted(m["left"]), layer.fitted(m["right"])
+    emit, left, right = layer.emit, layer.fitted(m["left"]), layer.fitted(layer.scaled(m["right"], m["scale"]))
     split = emit(aten.unflatten.int, layer.x, -1, [shape(left)[1], shape(right)[1]])
     inner = emit(aten.linear.default, split, right)  # (…, m, k)
     outer = emit(aten.linear.default, emit(aten.transpose.int, inner, -1, -2), left)  # (…, k, l)
@@ -31,7 +31,7 @@ def _conv(layer: Layer, m: Bindings) -> Node | Miss:
     (rows, inner), (_, n, *_) = shape(m["left"]), shape(m["right"])
     if rows % groups:
         return Miss(f"the {rows} rows of the left factor do not fall into the layer's {groups} groups", DEEPEST)
-    left, right = layer.fitted(m["left"]), layer.fitted(m["right"])
+    left, right = layer.fitted(m["left"]), layer.fitted(layer.scaled(m["right"], m["scale"]))
     batch, group = ("b" if len(shape(layer.x)) > layer.kind.spatial + 1 else ""), ("g" if groups > 1 else "")
     parts = [groups, inner] if group else [inner]
     x = emit(aten.unflatten.int, layer.x, at, [*parts, n])

@@ -84,6 +84,10 @@ class Layer:
         """A factor in the activations' dtype."""
         return cast(self.emit, factor, self.x.meta["val"].dtype)
 
+    def scaled(self, factor: Node, scale: Node) -> Node:
+        """A factor times a scalar, in the dtype of the factor."""
+        return self.emit(aten.mul.Tensor, factor, scale)
+
     def shaped(self, node: Node, shape: list[int]) -> Node:
         """A reshape, where it changes something."""
         same = list(node.meta["val"].shape) == shape

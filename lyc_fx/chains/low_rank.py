@@ -11,10 +11,10 @@ PRODUCT = Viewed(Op(torch.ops.aten.matmul.default, Var("left", matrix), Var("rig
 
 
 def low_rank(layer: Layer, m: Bindings) -> Node | Miss:
-    """`layer(x, left @ right)`"""
+    """`layer(x, left @ right) · scale`"""
     if shape(m["left"])[0] != layer.shape[0]:
         return Miss(f"the product has {shape(m['left'])[0]} rows, the layer {layer.shape[0]} outputs", DEEPEST)
-    return layer.point(layer.through(layer.x, m["right"]), m["left"], shared=False)
+    return layer.point(layer.through(layer.x, layer.scaled(m["right"], m["scale"])), m["left"], shared=False)
 
 
 RULES = term("low rank", PRODUCT, low_rank)

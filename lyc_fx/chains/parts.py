@@ -13,7 +13,11 @@ from lyc_fx.rewrite import EMITTED, Bindings, Either, Emit, Miss, Op, Pattern, R
 
 aten = torch.ops.aten
 Chain = Callable[[Layer, Bindings], Node | Miss]
-"""What a structure does to activations, from the layer and what the pattern bound"""
+"""What a structure times `scale` does to activations, from the layer and what the pattern bound.
+
+The scale goes into the factor that meets the activations first: alpha/r comes early, so that float16 does not overflow
+on the way to a result that fits.
+"""
 RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 DEEPEST = 99
 """Depth of a miss that says all there is to say."""
@@ -95,13 +99,13 @@ def whole(name: str, total: Pattern, chain: Chain, kinds: Iterable[LayerKind] = 
 
 
 def term(name: str, product: Pattern, chain: Chain, kinds: Iterable[LayerKind] = LAYERS) -> list[Rule]:
-    """`layer(x, round(rest + s·product), b)` → `layer(x, round(rest), b) + s·chain(x)`."""
+    """`layer(x, round(rest + s·product), b)` → `layer(x, round(rest), b) + chain(x)`."""
 
     def peel(layer: Layer, m: Bindings) -> Node | Miss:
         change = chain(layer, m)
         if isinstance(change, Miss):
             return change
-        return layer.emit(aten.add.Tensor, layer.again(m["rest"]), layer.emit(aten.mul.Tensor, change, m["scale"]))
+        return layer.emit(aten.add.Tensor, layer.again(m["rest"]), change)
 
     return whole(name, scaled_sum(product), peel, kinds)
 

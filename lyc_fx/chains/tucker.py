@@ -33,7 +33,7 @@ def chain(layer: Layer, columns: Node, taps: Node, left: Node) -> Node:
 
 
 def _tucker(layer: Layer, m: Bindings) -> Node | Miss:
-    return fault(layer, m) or chain(layer, m["columns"], m["taps"], m["left"])
+    return fault(layer, m) or chain(layer, layer.scaled(m["columns"], m["scale"]), m["taps"], m["left"])
 
 
 RULES = term("Tucker", product(), _tucker, CONVS)

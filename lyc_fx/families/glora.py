@@ -17,7 +17,7 @@ class GLoRA(Adapter):
     `(W·A)[o,j,κ] = Σ_i W[o,i,κ] · A[i,j]`.
 
     Old files have the two matrices of each pair the other way round, `A = a2 @ a1`, `B = b2 @ b1`. Which it is
-    follows from the shapes; where both readings fit (r = in = out), it is the new one.
+    follows from the shapes, if need be from the weight's; where both readings fit (r = in = out), it is the new one.
     """
 
     name = "glora"
@@ -33,9 +33,14 @@ class GLoRA(Adapter):
     b2: Tensor
     """`(r, in, *kernel)`; old: `(out, r, 1…)`"""
 
+    inputs: int | None = None
+    """Of the weight, once that is known: it decides where the factors alone leave it open"""
+
     @property
     def _old(self) -> bool:
         """Whether each pair is stored the other way round: r is what a1 and b1 share, as columns or as rows."""
+        if self.inputs is not None and self.a1.shape[0] != self.a1.shape[1]:
+            return self.a1.shape[1] == self.inputs
         columns = self.a1.shape[1] == self.a2.shape[0] == self.b1.shape[1] == self.b2.shape[0]
         rows = self.a1.shape[0] == self.a2.shape[1] == self.b1.shape[0] == self.b2.shape[1]
         return rows and (not columns or self.a1.shape[0] < self.a1.shape[1])
@@ -51,6 +56,9 @@ class GLoRA(Adapter):
     def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1, a2, b1, b2 in the new orientation."""
         return (self.a2, self.a1, self.b2, self.b1) if self._old else (self.a1, self.a2, self.b1, self.b2)
+
+    def oriented(self, stored: Shape, transposed: bool) -> "GLoRA":
+        return self if len(stored) < 2 else replace(self, inputs=stored[0 if transposed else 1])
 
     def fit(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)

@@ -20,6 +20,7 @@ from lyc_fx.naming.scheme import Dialect
 from lyc_fx.naming.sd3 import SD3
 from lyc_fx.naming.unet import UNet
 from lyc_fx.naming.wan import WAN
+from lyc_fx.naming.wrappers import plain_names, unwrapped
 
 _LEAVES = ("weight", "bias")
 _MOST_COMPARED = 20_000_000
@@ -82,6 +83,7 @@ class Names:
     def __init__(self, shapes: Shapes, aliases: Mapping[str, str] = MappingProxyType({})) -> None:
         self._known = {name: name for name in shapes}
         self._known |= {alias: name for alias, name in aliases.items() if name in self._known}
+        self._known |= {plain: self._known[name] for plain, name in plain_names(self._known).items()}
         every = {name: tuple(shapes[own]) for name, own in self._known.items()}
         self.all = tuple(_all_names(every))
         self._flat: dict[tuple[str, str], list[Name]] = defaultdict(list)
@@ -90,7 +92,8 @@ class Names:
 
     def find(self, module: str, leaf: str) -> list[Pieces]:
         """What the file may mean: one sequence of pieces where all is well, none, or several that collide."""
-        readings = split(module)
+        whole_names = (*split(module), *split(unwrapped(module)))
+        readings = dict.fromkeys((roles, path) for roles, name in whole_names for path in (name, unwrapped(name)))
         if "." in module:
             for _, path in readings:
                 for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):

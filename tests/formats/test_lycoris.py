@@ -280,3 +280,16 @@ def test_a_residual_beside_factors_is_written_and_read_again(format_: Format) ->
     twice = replace(adapters, entries=(adapters.entries[0], adapters.entries[0]))
     with pytest.raises(Unsupported, match="x: two adapters of one weight"):
         format_.write(twice)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_glora_of_a_rank_above_the_weight_s_size_is_told_by_the_weight(old: bool) -> None:
+    """Square, so that the factors alone do not tell the rank from the size."""
+    torch.manual_seed(0)
+    a, a_, b, b_ = (torch.randn(s, dtype=torch.float64) for s in ((3, 5), (5, 3), (3, 5), (5, 3)))
+    names = ("a2", "a1", "b2", "b1") if old else ("a1", "a2", "b1", "b2")
+    model = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 3).double()})
+    weight = model.fc.weight.detach().clone()
+    keys = {f"lycoris_fc.{name}.weight": factor for name, factor in zip(names, (a, a_, b, b_), strict=True)}
+    lyc_fx.merge(model, lyc_fx.load(keys | {"lycoris_fc.alpha": torch.tensor(2.0)}), 0.7)
+    torch.testing.assert_close(model.fc.weight.detach(), weight + 0.7 * 2 / 5 * (weight @ a @ a_ + b @ b_))

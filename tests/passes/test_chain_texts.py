@@ -23,6 +23,8 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("ia3", CONV),),
         """
         x = input
+        mul = aten.mul.Tensor(lyc_fx.0.strength, lyc_fx.0.layer.weight.weight)
+        add = aten.add.Tensor(mul, 1)
         reshape_3 = aten.reshape(add, [6, 1, 1])
         repeat = aten.repeat(reshape_3, [2, 1, 1])
         mul_2 = aten.mul.Tensor(x, repeat)
@@ -35,6 +37,27 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("diag-oft", EVEN, "rescale"),),
         """
         x = input
+        transpose = aten.transpose.int(lyc_fx.0.layer.weight.blocks, -1, -2)
+        sub = aten.sub.Tensor(lyc_fx.0.layer.weight.blocks, transpose)
+        linalg_vector_norm = aten.linalg_vector_norm(sub)
+        add = aten.add.Tensor(linalg_vector_norm, 1e-08)
+        reciprocal = aten.reciprocal(add)
+        mul = aten.mul.Tensor(reciprocal, 32.0)
+        clamp = aten.clamp(mul, None, 1.0)
+        mul_1 = aten.mul.Tensor(sub, clamp)
+        select = aten.select.int(mul_1, 2, 0)
+        ones_like = aten.ones_like(select, pin_memory=False)
+        diag_embed = aten.diag_embed(ones_like)
+        sub_1 = aten.sub.Tensor(diag_embed, mul_1)
+        add_1 = aten.add.Tensor(diag_embed, mul_1)
+        linalg_solve = aten.linalg_solve(sub_1, add_1)
+        sub_2 = aten.sub.Tensor(linalg_solve, diag_embed)
+        mul_2 = aten.mul.Tensor(lyc_fx.0.strength, sub_2)
+        add_2 = aten.add.Tensor(diag_embed, mul_2)
+        transpose_1 = aten.transpose.int(add_2, -1, -2)
+        sub_3 = aten.sub.Tensor(lyc_fx.0.layer.weight.rescale, 1)
+        mul_3 = aten.mul.Tensor(lyc_fx.0.strength, sub_3)
+        add_3 = aten.add.Tensor(mul_3, 1)
         linear_1 = aten.linear(x, layer.weight)
         unflatten = aten.unflatten.int(linear_1, -1, [8, 2])
         einsum = aten.einsum('nab,...nb->...na', [transpose_1, unflatten])
@@ -50,6 +73,24 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("diag-oft", GROUPED),),
         """
         x = input
+        transpose = aten.transpose.int(lyc_fx.0.layer.weight.blocks, -1, -2)
+        sub = aten.sub.Tensor(lyc_fx.0.layer.weight.blocks, transpose)
+        linalg_vector_norm = aten.linalg_vector_norm(sub)
+        add = aten.add.Tensor(linalg_vector_norm, 1e-08)
+        reciprocal = aten.reciprocal(add)
+        mul = aten.mul.Tensor(reciprocal, 24.0)
+        clamp = aten.clamp(mul, None, 1.0)
+        mul_1 = aten.mul.Tensor(sub, clamp)
+        select = aten.select.int(mul_1, 2, 0)
+        ones_like = aten.ones_like(select, pin_memory=False)
+        diag_embed = aten.diag_embed(ones_like)
+        sub_1 = aten.sub.Tensor(diag_embed, mul_1)
+        add_1 = aten.add.Tensor(diag_embed, mul_1)
+        linalg_solve = aten.linalg_solve(sub_1, add_1)
+        sub_2 = aten.sub.Tensor(linalg_solve, diag_embed)
+        mul_2 = aten.mul.Tensor(lyc_fx.0.strength, sub_2)
+        add_2 = aten.add.Tensor(diag_embed, mul_2)
+        transpose_1 = aten.transpose.int(add_2, -1, -2)
         conv2d_1 = aten.conv2d(x, layer.weight, None, [1, 1], [1, 1], [1, 1], 2)
         reshape_3 = aten.reshape(transpose_1, [12, 3, 1, 1])
         conv2d_2 = aten.conv2d(conv2d_1, reshape_3, None, [1, 1], [0, 0], [1, 1], 4)
@@ -63,15 +104,16 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("glora", LINEAR),),
         """
         x = input
-        linear_1 = aten.linear(x, lyc_fx.0.layer.weight.b2)
+        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)
+        mul_2 = aten.mul.Tensor(lyc_fx.0.layer.weight.b2, mul)
+        linear_1 = aten.linear(x, mul_2)
         linear_2 = aten.linear(linear_1, lyc_fx.0.layer.weight.b1)
-        linear_3 = aten.linear(x, lyc_fx.0.layer.weight.a2)
+        mul_3 = aten.mul.Tensor(lyc_fx.0.layer.weight.a2, mul)
+        linear_3 = aten.linear(x, mul_3)
         linear_4 = aten.linear(linear_3, lyc_fx.0.layer.weight.a1)
-        mul_2 = aten.mul.Tensor(linear_4, mul)
-        add_2 = aten.add.Tensor(x, mul_2)
+        add_2 = aten.add.Tensor(x, linear_4)
         linear_5 = aten.linear(add_2, layer.weight, layer.bias)
-        mul_3 = aten.mul.Tensor(linear_2, mul)
-        add_3 = aten.add.Tensor(linear_5, mul_3)
+        add_3 = aten.add.Tensor(linear_5, linear_2)
         return (add_3)
         """,
     ),
@@ -80,19 +122,22 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("locon", LINEAR), made("glora", LINEAR)),
         """
         x = input
-        linear_1 = aten.linear(x, lyc_fx.1.layer.weight.b2)
+        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)
+        mul_2 = aten.mul.Tensor(lyc_fx.1.strength, 0.6666666666666666)
+        mul_4 = aten.mul.Tensor(lyc_fx.1.layer.weight.b2, mul_2)
+        linear_1 = aten.linear(x, mul_4)
         linear_2 = aten.linear(linear_1, lyc_fx.1.layer.weight.b1)
-        linear_3 = aten.linear(x, lyc_fx.1.layer.weight.a2)
+        mul_5 = aten.mul.Tensor(lyc_fx.1.layer.weight.a2, mul_2)
+        linear_3 = aten.linear(x, mul_5)
         linear_4 = aten.linear(linear_3, lyc_fx.1.layer.weight.a1)
-        linear_7 = aten.linear(x, lyc_fx.0.layer.weight.down)
+        mul_6 = aten.mul.Tensor(lyc_fx.0.layer.weight.down, mul)
+        linear_7 = aten.linear(x, mul_6)
         linear_8 = aten.linear(linear_7, lyc_fx.0.layer.weight.up)
         linear_9 = aten.linear(x, layer.weight, layer.bias)
-        mul_5 = aten.mul.Tensor(linear_8, mul)
-        add_5 = aten.add.Tensor(linear_9, mul_5)
+        add_5 = aten.add.Tensor(linear_9, linear_8)
         linear_6 = aten.linear(linear_4, layer.weight)
         add_3 = aten.add.Tensor(linear_6, linear_2)
-        mul_4 = aten.mul.Tensor(add_3, mul_2)
-        add_4 = aten.add.Tensor(add_5, mul_4)
+        add_4 = aten.add.Tensor(add_5, add_3)
         return (add_4)
         """,
     ),
@@ -101,19 +146,19 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("loha", LINEAR, rank=2),),
         """
         x = input
-        unsqueeze = aten.unsqueeze(lyc_fx.0.layer.weight.w1_a, 2)
-        unsqueeze_1 = aten.unsqueeze(lyc_fx.0.layer.weight.w2_a, 1)
+        unsqueeze = aten.unsqueeze(lyc_fx.0.layer.weight.w1_b, 1)
+        unsqueeze_1 = aten.unsqueeze(lyc_fx.0.layer.weight.w2_b, 0)
         mul_3 = aten.mul.Tensor(unsqueeze, unsqueeze_1)
-        flatten = aten.flatten.using_ints(mul_3, 1, 2)
-        unsqueeze_2 = aten.unsqueeze(lyc_fx.0.layer.weight.w1_b, 1)
-        unsqueeze_3 = aten.unsqueeze(lyc_fx.0.layer.weight.w2_b, 0)
+        flatten = aten.flatten.using_ints(mul_3, 0, 1)
+        unsqueeze_2 = aten.unsqueeze(lyc_fx.0.layer.weight.w1_a, 2)
+        unsqueeze_3 = aten.unsqueeze(lyc_fx.0.layer.weight.w2_a, 1)
         mul_4 = aten.mul.Tensor(unsqueeze_2, unsqueeze_3)
-        flatten_1 = aten.flatten.using_ints(mul_4, 0, 1)
-        linear_1 = aten.linear(x, flatten_1)
-        linear_2 = aten.linear(linear_1, flatten)
+        flatten_1 = aten.flatten.using_ints(mul_4, 1, 2)
+        mul_5 = aten.mul.Tensor(flatten, lyc_fx.0.strength)
+        linear_1 = aten.linear(x, mul_5)
+        linear_2 = aten.linear(linear_1, flatten_1)
         linear_3 = aten.linear(x, layer.weight, layer.bias)
-        mul_5 = aten.mul.Tensor(linear_2, lyc_fx.0.strength)
-        add_1 = aten.add.Tensor(linear_3, mul_5)
+        add_1 = aten.add.Tensor(linear_3, linear_2)
         return (add_1)
         """,
     ),
@@ -122,16 +167,16 @@ TEXTS: dict[str, tuple[Case, tuple[Adapter, ...], str]] = {
         (made("lokr", CONV),),
         """
         x = input
+        mul_2 = aten.mul.Tensor(lyc_fx.0.layer.weight.w2, lyc_fx.0.strength)
         unflatten = aten.unflatten.int(x, -3, [2, 2, 3])
         flatten = aten.flatten.using_ints(unflatten, 0, -4)
-        conv2d_1 = aten.conv2d(flatten, lyc_fx.0.layer.weight.w2, None, [2, 1], [1, 2], [2, 1], 1)
+        conv2d_1 = aten.conv2d(flatten, mul_2, None, [2, 1], [1, 2], [2, 1], 1)
         unflatten_1 = aten.unflatten.int(conv2d_1, 0, [-1, 2, 2])
         unflatten_2 = aten.unflatten.int(lyc_fx.0.layer.weight.w1, 0, [2, -1])
         einsum = aten.einsum('glm,bgm...->bgl...', [unflatten_2, unflatten_1])
         flatten_1 = aten.flatten.using_ints(einsum, -5, -3)
         conv2d_2 = aten.conv2d(x, layer.weight, layer.bias, [2, 1], [1, 2], [2, 1], 2)
-        mul_2 = aten.mul.Tensor(flatten_1, lyc_fx.0.strength)
-        add_1 = aten.add.Tensor(conv2d_2, mul_2)
+        add_1 = aten.add.Tensor(conv2d_2, flatten_1)
         return (add_1)
         """,
     ),

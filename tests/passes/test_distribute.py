@@ -105,13 +105,13 @@ def test_the_low_rank_chain_as_text() -> None:
     expect(
         lyc_fx.show(lyc_fx.lower(adapted(LINEAR, adapter, dtype=torch.float32), check=True), shapes=True),
         """
-        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)  # float64 ()
         x = input  # float32 (s77, s27, 6)
-        linear_1 = aten.linear(x, lyc_fx.0.layer.weight.down)  # float32 (s77, s27, 3)
+        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)  # float64 ()
+        mul_2 = aten.mul.Tensor(lyc_fx.0.layer.weight.down, mul)  # float32 (3, 6)
+        linear_1 = aten.linear(x, mul_2)  # float32 (s77, s27, 3)
         linear_2 = aten.linear(linear_1, lyc_fx.0.layer.weight.up)  # float32 (s77, s27, 15)
         linear_3 = aten.linear(x, layer.weight, layer.bias)  # float32 (s77, s27, 15)
-        mul_2 = aten.mul.Tensor(linear_2, mul)  # float32 (s77, s27, 15)
-        add_1 = aten.add.Tensor(linear_3, mul_2)  # float32 (s77, s27, 15)
+        add_1 = aten.add.Tensor(linear_3, linear_2)  # float32 (s77, s27, 15)
         return (add_1)
         """,
     )
@@ -122,16 +122,20 @@ def test_the_tucker_chain_on_a_grouped_convolution_as_text() -> None:
     expect(
         lyc_fx.show(lyc_fx.lower(adapted(CONV, adapter, dtype=torch.float32), check=True)),
         """
-        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)
         x = input
-        repeat = aten.repeat(lyc_fx.0.layer.weight.down, [2, 1, 1, 1])
+        flatten_4 = aten.flatten.using_ints(lyc_fx.0.layer.weight.down, 1)
+        t_1 = aten.t(flatten_4)
+        mul = aten.mul.Tensor(lyc_fx.0.strength, 0.6666666666666666)
+        mul_2 = aten.mul.Tensor(t_1, mul)
+        t_2 = aten.t(mul_2)
+        reshape_2 = aten.reshape(t_2, [3, 6, 1, 1])
+        repeat = aten.repeat(reshape_2, [2, 1, 1, 1])
         conv2d_1 = aten.conv2d(x, repeat, None, [1, 1], [0, 0], [1, 1], 2)
         repeat_1 = aten.repeat(lyc_fx.0.layer.weight.mid, [2, 1, 1, 1])
         conv2d_2 = aten.conv2d(conv2d_1, repeat_1, None, [2, 1], [1, 2], [2, 1], 2)
         conv2d_3 = aten.conv2d(conv2d_2, lyc_fx.0.layer.weight.up, None, [1, 1], [0, 0], [1, 1], 2)
         conv2d_4 = aten.conv2d(x, layer.weight, layer.bias, [2, 1], [1, 2], [2, 1], 2)
-        mul_2 = aten.mul.Tensor(conv2d_3, mul)
-        add_1 = aten.add.Tensor(conv2d_4, mul_2)
+        add_1 = aten.add.Tensor(conv2d_4, conv2d_3)
         return (add_1)
         """,
     )
@@ -145,15 +149,15 @@ def test_the_kronecker_chain_never_builds_the_dense_product() -> None:
         lyc_fx.show(lowered),
         """
         x = input
+        mul_2 = aten.mul.Tensor(lyc_fx.0.layer.weight.w2, lyc_fx.0.strength)
         unflatten = aten.unflatten.int(x, -1, [2, 3])
-        linear_1 = aten.linear(unflatten, lyc_fx.0.layer.weight.w2)
+        linear_1 = aten.linear(unflatten, mul_2)
         transpose = aten.transpose.int(linear_1, -1, -2)
         linear_2 = aten.linear(transpose, lyc_fx.0.layer.weight.w1)
         transpose_1 = aten.transpose.int(linear_2, -1, -2)
         flatten = aten.flatten.using_ints(transpose_1, -2)
         linear_3 = aten.linear(x, layer.weight, layer.bias)
-        mul_2 = aten.mul.Tensor(flatten, lyc_fx.0.strength)
-        add_1 = aten.add.Tensor(linear_3, mul_2)
+        add_1 = aten.add.Tensor(linear_3, flatten)
         return (add_1)
         """,
     )

@@ -43,6 +43,7 @@ def test_the_graph_is_the_formula() -> None:
     expect(
         lyc_fx.show(adapted, shapes=True),
         """
+        x = input  # bfloat16 (2, 5, 6)
         to = aten.to.dtype(layer.weight, torch.float64)  # float64 (15, 6)
         to_1 = aten.to.dtype(lyc_fx.0.layer.weight.up, torch.float64)  # float64 (15, 3)
         to_2 = aten.to.dtype(lyc_fx.0.layer.weight.down, torch.float64)  # float64 (3, 6)
@@ -51,7 +52,6 @@ def test_the_graph_is_the_formula() -> None:
         mul_1 = aten.mul.Tensor(matmul, mul)  # float64 (15, 6)
         add = aten.add.Tensor(to, mul_1)  # float64 (15, 6)
         to_3 = aten.to.dtype(add, torch.bfloat16)  # bfloat16 (15, 6)
-        x = input  # bfloat16 (2, 5, 6)
         linear = aten.linear(x, to_3, layer.bias)  # bfloat16 (2, 5, 15)
         return (linear)
         """,
