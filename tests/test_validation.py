@@ -43,9 +43,13 @@ def canonical(rule: Rule) -> Mutation:
 
 
 def without_scale(emit: Emit, made: Node, m: dict[str, Any]) -> Node:
-    """`y + chain·s` → `y + chain`"""
-    rest, change = made.args
-    return emit(aten.add.Tensor, rest, change.args[0])  # type: ignore[union-attr]
+    """`linear(x, factor·s)` → `linear(x, factor)`"""
+    for scaled in list(m["scale"].users):
+        if scaled.target == aten.mul.Tensor and isinstance(scaled.args[0], Node) and len(scaled.users) == 1:
+            user = next(iter(scaled.users))
+            if user.target in (aten.linear.default, aten.conv2d.default):
+                user.replace_input_with(scaled, scaled.args[0])
+    return made
 
 
 def coarse(patch: pytest.MonkeyPatch) -> None:
