@@ -1,19 +1,18 @@
 """What must hold after every pass; `Snapshot` remembers what was there before it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.program import fake_mode, get_tensor
+from lyc_fx.propagation import unmark, value
 from lyc_fx.show import around
 from lyc_fx.symbolic import difference, symbol_names
 
@@ -42,7 +41,8 @@ def verify(gm: GraphModule, before: Snapshot, name: str) -> None:
 
     - the graph is well-formed (`Graph.lint`);
     - each stored weight has the shape and dtype that its node declares;
-    - fake-tensor propagation through every new or changed node gives what that node declares;
+    - fake-tensor propagation through every node that is new, or has other arguments, gives what that node declares
+      (of one that is marked as propagated it does);
     - wherever a node now reads another node than before, the two have the same dtype and provably the same
       shape. So every layer that was touched keeps its shape, and by induction every output does.
     """
@@ -61,37 +61,28 @@ def verify(gm: GraphModule, before: Snapshot, name: str) -> None:
 
 
 def _fault(gm: GraphModule, node: Node, before: Snapshot, mode: FakeTensorMode) -> str | None:
-    value = node.meta.get("val")
-    if node.op == "get_attr" and isinstance(value, Tensor):
-        return _differ(value, get_tensor(gm, str(node.target)), "the stored tensor")
+    declared, propagated = node.meta.get("val"), unmark(node)
+    if node.op == "get_attr" and isinstance(declared, Tensor):
+        return _differ(declared, get_tensor(gm, str(node.target)), "the stored tensor")
     if node in before.calls:
         for old, new in zip(before.inputs[node], _flat_inputs(node), strict=False):
             if old is not new:
                 fault = _differ(before.values[old], new.meta.get("val"), f"{new.name}, which replaces {old.name},")
                 if fault is not None:
                     return fault
-        if before.calls[node] == (node.target, node.args, node.kwargs):
+        if _but_for_nodes(before.calls[node]) == _but_for_nodes((node.target, node.args, node.kwargs)):
             return None
-    return _propagate(node, value, mode) if node.op == "call_function" else None
+    return None if propagated or node.op != "call_function" else _propagate(node, declared, mode)
 
 
 def _propagate(node: Node, declared: Any, mode: FakeTensorMode) -> str | None:
     if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(declared, Tensor):
         return None
-    args = map_arg(node.args, lambda n: n.meta["val"])
-    kwargs = map_arg(node.kwargs, lambda n: n.meta["val"])
     try:
-        value = propagated(mode, node.target, args, kwargs)
+        given = value(node, mode)
     except Exception as error:  # whatever an operator's shape rule raises is a fault of the pass
         return f"{node.target} refuses its arguments: {error}"
-    return _differ(declared, value, "what the operator gives")
-
-
-def propagated(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
-    """The fake result of an operator. (The dispatcher context keeps symbols symbolic on torch 2.11 and 2.12.)"""
-    fresh = mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env is not None else nullcontext()
-    with mode, enable_python_dispatcher(), torch.no_grad(), fresh:
-        return target(*args, **kwargs)
+    return _differ(declared, given, "what the operator gives")
 
 
 def _differ(old: Any, new: Any, what: str) -> str | None:
@@ -101,6 +92,12 @@ def _differ(old: Any, new: Any, what: str) -> str | None:
         return f"{what} has dtype {new.dtype}, not {old.dtype}"
     gap = difference(tuple(old.shape), tuple(new.shape))
     return None if gap is None else f"{what} has another shape: {gap}"
+
+
+def _but_for_nodes(call: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A call without the nodes that it reads: those of the same shapes and dtypes in their places give the same."""
+    target, args, kwargs = call
+    return target, map_arg(args, lambda node: None), map_arg(kwargs, lambda node: None)
 
 
 def _flat_inputs(node: Node) -> tuple[Node, ...]:

@@ -5,18 +5,17 @@ call (a Hadamard product in training, say) wants speed. Weights that are float64
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
 from lyc_fx.pipeline import done
 from lyc_fx.program import fake_mode
+from lyc_fx.propagation import propagate
 from lyc_fx.rewrite import EMITTED
-from lyc_fx.verify import propagated
 
 aten = torch.ops.aten
 
@@ -35,12 +34,11 @@ class Narrow(PassBase):
             elif _inner(node) and node.target is aten.to.dtype and node.args[1] is torch.float64:
                 node.update_arg(1, torch.float32)
                 changed.add(node)
-        fired = len(changed)
+        fired, mode = len(changed), fake_mode(gm)
         for node in gm.graph.nodes:
             if node in changed or (_inner(node) and not changed.isdisjoint(node.all_input_nodes)):
-                args: Any = map_arg(node.args, lambda n: n.meta["val"])
                 before = _dtypes(node)
-                node.meta["val"] = propagated(fake_mode(gm), node.target, args, {})
+                propagate(node, mode)
                 if _dtypes(node) != before:
                     changed.add(node)
         return done(gm, "narrow", fired)

@@ -1,5 +1,7 @@
 """What the tests of chains share: more layers, an adapted program, and how often a pass fired."""
 
+from functools import cache
+
 import torch
 from nets import CASES, Case, one, random_for
 from torch import nn
@@ -31,8 +33,15 @@ def made(name: str, case: Case, *factors: str, rank: int = 3, seed: int = 0) -> 
 def adapted(
     case: Case, *adapters: Adapter, dtype: torch.dtype = torch.float64, sequential: bool = False
 ) -> GraphModule:
-    program = lyc_fx.capture(case.net(dtype), (case.x(dtype),), dynamic_shapes={"x": case.dims})
-    return lyc_fx.splice(program, [(one(a), 0.7 + i) for i, a in enumerate(adapters)], sequential=sequential)
+    return lyc_fx.splice(
+        captured(case, dtype), [(one(a), 0.7 + i) for i, a in enumerate(adapters)], sequential=sequential
+    )
+
+
+@cache
+def captured(case: Case, dtype: torch.dtype) -> GraphModule:
+    """Passes leave it as it is: one will do for all tests."""
+    return lyc_fx.capture(case.net(dtype), (case.x(dtype),), dynamic_shapes={"x": case.dims})
 
 
 def fired(program: GraphModule, name: str = "distribute") -> int:

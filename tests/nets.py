@@ -1,8 +1,8 @@
 """Small layers of every kind, with what is easily got wrong: out ≠ in, odd sizes, bias, groups, stride, dilation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ VARIANTS: list[Variant] = [(family, layout) for family in FAMILIES for layout in
 
 def variant_id(value: object) -> str:
     """Test ids: `lokr(w1,w2_a,w2_b)` and `conv1d`."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and isinstance(value[0], type):
         family, layout = value
         return f"{family.name}({','.join(f for f in family.suffixes if f in layout)})"
     return value.name if isinstance(value, Case) else str(value)
@@ -124,6 +124,24 @@ def random_for(
         return random_adapter(family, shape, layout=layout, rank=rank, alpha=alpha, dtype=dtype, generator=generator)
     except BadAdapter:
         return None
+
+
+def pairs(
+    layers: Iterable[Case | tuple[int, ...]], variants: Iterable[Variant] = VARIANTS, **options: Any
+) -> list[tuple[Variant, Any]]:
+    """Every variant with every layer (or shape of a weight) for which it exists, as `random_for` has it."""
+    found = [(variant, layer) for layer in layers for variant in variants]
+    shapes = [layer.logical if isinstance(layer, Case) else layer for _, layer in found]
+    return [
+        pair for pair, shape in zip(found, shapes, strict=True) if random_for(pair[0], shape, **options) is not None
+    ]
+
+
+def certain(variant: Variant, shape: tuple[int, ...], **options: Any) -> Adapter:
+    """`random_for` of a variant that exists for such a weight."""
+    adapter = random_for(variant, shape, **options)
+    assert adapter is not None
+    return adapter
 
 
 def one(adapter: Adapter, module: str = "lycoris_layer", leaf: str = "weight") -> AdapterSet:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOW = {"errors", "program", "report", "show", "symbolic", "verify", "layers", "rewrite", "files"}
+LOW = {"errors", "program", "report", "show", "symbolic", "propagation", "verify", "layers", "rewrite", "files"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "report": set(),
@@ -19,10 +19,11 @@ MAY: dict[str, set[str]] = {
     "show": set(),
     "conv1d": set(),
     "files": {"errors"},
-    "verify": {"errors", "program", "show", "symbolic"},
+    "propagation": set(),
+    "verify": {"errors", "program", "propagation", "show", "symbolic"},
     "trials": {"errors"},
     "validation": {"errors", "program", "show", "trials"},
-    "rewrite": {"errors", "program", "verify", "rewrite"},
+    "rewrite": {"errors", "program", "propagation", "rewrite"},
     "families": {"errors", "families"},
     "adapters": {"families"},
     "naming": {"naming"},

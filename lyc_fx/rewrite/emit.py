@@ -7,10 +7,9 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
 
 from lyc_fx.program import fake, fake_mode, set_tensor
-from lyc_fx.verify import propagated
+from lyc_fx.propagation import mark, propagate
 
 _KEPT = ("nn_module_stack", "custom")
 EMITTED = "lyc_fx"
@@ -32,8 +31,8 @@ class Emit:
         with self._gm.graph.inserting_before(self._at):
             name = target._opname if isinstance(target, OpOverload) else None  # "linear", as capture names it
             node = self._gm.graph.create_node("call_function", target, args, name=name)
-        values = map_arg(args, lambda n: n.meta["val"])
-        node.meta |= self._provenance | {"val": propagated(self._mode, target, values, {})}
+        node.meta |= self._provenance
+        propagate(node, self._mode)
         return node
 
     def tensor(self, name: str, tensor: Tensor) -> Node:
@@ -52,6 +51,7 @@ class Emit:
         for old, new in values.items():
             if old.op != "placeholder":
                 new.meta = {"val": old.meta["val"]} | self._provenance
+                mark(new)
         assert isinstance(result, Node)
         return result
 

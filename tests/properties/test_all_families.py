@@ -96,8 +96,8 @@ def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: i
         live = copy.deepcopy(layer.net)
         lyc_fx.merge(live, stack)
         weights.append(live.get_parameter("layer.weight"))
-        x = layer.x()
-        torch.testing.assert_close(lyc_fx.lower(spliced, check=True)(x), live(x), rtol=1e-9, atol=1e-9)
+    x = layer.x()
+    torch.testing.assert_close(lyc_fx.lower(spliced, check=True)(x), live(x), rtol=1e-9, atol=1e-9)
     assert all(torch.equal(weight, weights[0]) for weight in weights)
 
 
