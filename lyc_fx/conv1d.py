@@ -1,6 +1,7 @@
-"""Which weights a model stores as `(in, out)`: those of Conv1D, by which transformers' GPT-2 and others are built.
+"""Which weights a model stores as `(in, out)`: those of Conv1D, by which transformers' GPT-2 and others are built, and
+the bare projections of CLIP.
 
-Nothing else tells for a square weight. The layer is known by its class or a base of it, also where a wrapper has made
+Nothing else tells for a square weight. Conv1D is known by its class or a base of it, also where a wrapper has made
 a class of its own (FSDP, parametrizations); in a graph, which has no such module any more, by the module that each node
 was traced from.
 """
@@ -11,6 +12,8 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Graph
+
+from lyc_fx.naming import projections
 
 _NAME = "Conv1D"
 
@@ -33,6 +36,7 @@ def stored_in_out(model: nn.Module) -> frozenset[str]:
 
 
 def _named(model: nn.Module) -> Iterator[str]:
+    yield from projections([name for name, _ in model.named_parameters(remove_duplicate=False)])
     for path, module in model.named_modules(remove_duplicate=False):
         if is_conv1d(type(module)):
             yield f"{path}.weight" if path else "weight"

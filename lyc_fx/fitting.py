@@ -9,7 +9,7 @@ import torch
 from lyc_fx.adapters import Entry
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
-from lyc_fx.naming import Piece, Pieces
+from lyc_fx.naming import Piece, Pieces, projects
 
 
 @final
@@ -66,8 +66,7 @@ def placed(
             f"is for {' + '.join(piece.parameter for piece in pieces)} padded with zeros from {shape} to {entry.shape} "
             "(reshape_weight); lyc-fx does not change a model's shapes: use a base model of that shape"
         )
-    transposed = weights[pieces[0].parameter].transposed
-    oriented = entry.adapter.oriented(shape[::-1] if transposed else shape, transposed)
+    oriented = _oriented(entry.adapter, pieces[0].parameter, shape, weights)
     try:
         oriented.fit(shape)
     except BadAdapter as error:
@@ -79,6 +78,12 @@ def placed(
         adapter = oriented if piece.of is None else oriented.rows(*piece.of, shape).compact()
         made.append((piece, adapter))
     return made
+
+
+def _oriented(adapter: Adapter, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Adapter:
+    """The adapter as it is for a weight `(out, in)`; what is for a Linear in other models is so already."""
+    transposed = weights[name].transposed and not projects(name, weights)
+    return adapter.oriented(shape[::-1] if transposed else shape, transposed)
 
 
 def _shape(pieces: Pieces, weights: Mapping[str, Weight]) -> tuple[int, ...]:

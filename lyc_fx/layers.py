@@ -93,8 +93,17 @@ def stored_transposed(weight: Node) -> bool:
     True for Conv1D of transformers (and for a bare addmm whose module capture did not record); a bare
     `torch.addmm` in a module's forward has no such convention.
     """
-    kinds = [(KINDS.get(user.target), user) for user in weight.users if isinstance(user.target, torch._ops.OpOverload)]
-    layers = [(kind, user) for kind, user in kinds if kind is not None and user.args[kind.weight] is weight]
+    layers = _layers(weight)
     return bool(layers) and all(
         kind.transposed and (not owner(user)[1] or is_conv1d(owner(user)[1])) for kind, user in layers
     )
+
+
+def read_by_linear(weight: Node) -> bool:
+    """Whether a layer of the table has this weight as `(out, in)`."""
+    return any(not kind.transposed for kind, _ in _layers(weight))
+
+
+def _layers(weight: Node) -> list[tuple[LayerKind, Node]]:
+    kinds = [(KINDS.get(user.target), user) for user in weight.users if isinstance(user.target, torch._ops.OpOverload)]
+    return [(kind, user) for kind, user in kinds if kind is not None and user.args[kind.weight] is weight]

@@ -2,7 +2,7 @@
 
 A checkpoint does not say it, but the bias of a layer has one value per output: a weight `(a, b)` with a bias `(b)`,
 a ≠ b, is `(in, out)`. A square one is known only from what the user says, by patterns: `!` before a pattern means
-`(out, in)`.
+`(out, in)`. The bare projections of CLIP are known by their names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.fitting import Weight
+from lyc_fx.naming import projections
 
 _SHOWN = 5
 
@@ -20,7 +21,7 @@ def oriented(weights: Mapping[str, Weight], patterns: tuple[str, ...]) -> dict[s
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in weights):
             raise BadAdapter(f"transposed: no weight matches {pattern!r}; the first is {next(iter(weights), None)}")
-    shown = set(_shown(weights))
+    shown = {*_shown(weights), *projections(weights)}
     return {
         name: replace(weight, transposed=len(weight.shape) == 2 and _said(name, patterns, name in shown))
         for name, weight in weights.items()

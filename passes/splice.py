@@ -5,7 +5,7 @@ and all of W's users are pointed at the result. Factors become parameters `lyc_f
 each set's strength is one 0-dim float64 buffer `lyc_fx.<set>.strength`, which a program may change later.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -20,7 +20,8 @@ from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.families import Change, merged
 from lyc_fx.families.rounding import cast
 from lyc_fx.fitting import Weight
-from lyc_fx.layers import COMPUTED, stored_transposed
+from lyc_fx.layers import COMPUTED, read_by_linear, stored_transposed
+from lyc_fx.naming import projects
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, owner, remember, weights
 from lyc_fx.rewrite import Emit
@@ -45,7 +46,7 @@ class Splice(PassBase):
         if hasattr(gm, BANK):
             raise InvalidGraph("the program carries adapters already: splice them all at once, as a list of pairs")
         targets = _targets(gm)
-        described = {name: _describe(nodes[0]) for name, nodes in targets.items()}
+        described = {name: _describe(name, nodes[0], targets) for name, nodes in targets.items()}
         fused = twins({name: get_tensor(gm, name) for name in _stored(gm)})
         binding = bind(self.stack, _stored(gm) | described, strict=self.strict, aliases=_aliases(gm), same=fused)
         _refuse_inseparable(gm, binding)
@@ -66,11 +67,22 @@ class Splice(PassBase):
                         buffer = torch.tensor(b.strength, dtype=torch.float64, device=_device(target))
                         emit = Emit(gm, at=first, like=first, by="splice")
                         strengths[b.index] = emit.tensor(f"{BANK}.{b.index}.strength", buffer)
-                notes += _doubts(gm, target, name, binding)
+                notes += _doubts(gm, target, name, binding, described[name])
                 factors: dict[str, Node] = {}
                 for node in nodes:  # each call of a module under weight norm computes its weight anew
                     reader = min(node.users, key=order.__getitem__)
-                    _splice(gm, name, node, reader, active, strengths, factors, traces, sequential=binding.sequential)
+                    _splice(
+                        gm,
+                        name,
+                        described[name],
+                        node,
+                        reader,
+                        active,
+                        strengths,
+                        factors,
+                        traces,
+                        sequential=binding.sequential,
+                    )
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)
@@ -104,11 +116,11 @@ def _refuse_inseparable(gm: GraphModule, binding: Binding) -> None:
                 )
 
 
-def _doubts(gm: GraphModule, target: Node, name: str, binding: Binding) -> list[str]:
+def _doubts(gm: GraphModule, target: Node, name: str, binding: Binding, described: Weight) -> list[str]:
     """What speaks against a weight as the base of its adapters, where it has values."""
     if target.op != "get_attr" or (weight := get_tensor(gm, str(target.target)).detach()).is_meta:
         return []
-    return binding.doubts(name, weight, transposed=stored_transposed(target))
+    return binding.doubts(name, weight, transposed=described.transposed)
 
 
 def _targets(gm: GraphModule) -> dict[str, list[Node]]:
@@ -154,9 +166,10 @@ def _stored(gm: GraphModule) -> dict[str, Weight]:
     }
 
 
-def _describe(node: Node) -> Weight:
+def _describe(name: str, node: Node, names: Collection[str]) -> Weight:
     value: Tensor = node.meta["val"]
-    return Weight(tuple(map(int, value.shape)), value.dtype, stored_transposed(node))
+    turned = stored_transposed(node) or (projects(name, names) and not read_by_linear(node))
+    return Weight(tuple(map(int, value.shape)), value.dtype, turned)
 
 
 def _device(node: Node) -> torch.device:
@@ -167,6 +180,7 @@ def _device(node: Node) -> torch.device:
 def _splice(
     gm: GraphModule,
     name: str,
+    described: Weight,
     weight: Node,
     reader: Node,
     bound: Sequence[Bound],
@@ -179,7 +193,7 @@ def _splice(
     users = list(weight.users)
     emit = Emit(gm, at=reader, like=reader, by="splice")  # early, it would hold every merged weight at once
     adapters = [b.adapter.to_device(_device(weight)) for b in bound]
-    described, blocks = _describe(weight), tuple(b.factor for b in bound)
+    blocks = tuple(b.factor for b in bound)
     key = (
         described,
         _device(weight),

@@ -1,5 +1,6 @@
 """Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
 
+from lyc_fx.naming.bare import projections, projects
 from lyc_fx.naming.components import PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.names import Name, Names, flatten
@@ -21,5 +22,7 @@ __all__ = [
     "Target",
     "Written",
     "flatten",
+    "projections",
+    "projects",
     "rows_of",
 ]

@@ -3,7 +3,7 @@
 transformers 5 has dropped `text_model.` before the modules of a `CLIPTextModel`; adapters have it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -25,6 +25,8 @@ _OPEN_CLIP = Scheme(
     marks=((f"{_BLOCK}.mlp.c_fc",), (f"{_LAYER}.self_attn.q_proj",)),
 )
 _PREFIX, _MARK = "text_model.", ".self_attn.q_proj.weight"
+_POSITIONS = "positional_embedding", "text_model.embeddings.position_embedding.weight"
+"""A bare parameter, and a module's weight"""
 
 
 @final
@@ -39,6 +41,7 @@ class Clip:
         bare = [name for name in shapes if name.startswith("encoder.layers.") and name.endswith(_MARK)]
         dropped = bool(bare) and "final_layer_norm.weight" in shapes
         prefixed = {f"{_PREFIX}{name}" if dropped else name: name for name in shapes}
+        yield from _positions(prefixed)
         for dialect, name, pieces in _OPEN_CLIP.aliases({name: shapes[own] for name, own in prefixed.items()}):
             yield dialect, name, tuple(replace(piece, parameter=prefixed[piece.parameter]) for piece in pieces)
         for name, own in prefixed.items():
@@ -46,3 +49,11 @@ class Clip:
                 yield Dialect.diffusers, name, whole(own)
             elif name.startswith(_PREFIX):
                 yield Dialect.spelling, name.removeprefix(_PREFIX), whole(own)
+
+
+def _positions(own: Mapping[str, str]) -> Iterator[tuple[Dialect, str, Pieces]]:
+    original, diffusers = _POSITIONS
+    layers = {False: "transformer.resblocks.", True: f"{_PREFIX}encoder.layers."}
+    for known, other, dialect in ((original, diffusers, Dialect.diffusers), (diffusers, original, Dialect.original)):
+        if known in own and any(name.startswith(layers[known == diffusers]) for name in own):
+            yield dialect, other, whole(own[known])
