@@ -11,6 +11,7 @@ from lyc_fx.binding import Binding, bind
 from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
+from lyc_fx.foreign import foreign, offloaded, scripted
 from lyc_fx.program import facts, module_aliases, uncompiled
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, slots
@@ -75,10 +76,21 @@ def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Sl
             "a captured program does not know how the classes of its layers store their weights: "
             "splice and fold it, or merge into the model that it was captured from, whose weights it shares"
         )
+    if scripted(model) is not None:
+        raise Unsupported(
+            "the model is TorchScript, or has a part that is: merge into the Python model that it was made of, and "
+            "script that again"
+        )
     found, same = slots(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
     fused = twins({name: found[name].read() for name in weights})
     binding = bind(stack, weights, strict=strict, aliases=same, same=fused)
+    for name in binding.targets:
+        path = name.rpartition(".")[0]
+        weight = found[name].read()
+        reason = foreign(weight) or offloaded(model.get_submodule(path), weight)
+        if reason is not None:
+            raise Unsupported(f"{name} {reason}")
     empty = [name for name in binding.targets if found[name].read().is_meta]
     if empty:
         raise Unsupported(f"{empty[0]} is on the meta device: load the model's weights before merging")

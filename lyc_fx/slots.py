@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lyc_fx.conv1d import stored_in_out
 from lyc_fx.errors import Unsupported
 from lyc_fx.fitting import Weight
+from lyc_fx.foreign import computed
 from lyc_fx.layers import weight_norm_parts
 from lyc_fx.program import aliases, module_aliases, tensors
 
@@ -61,6 +62,8 @@ def slots(model: nn.Module) -> dict[str, Slot]:
                 name = f"{prefix}{hook.name}"
                 parts = tuple(module.get_parameter(f"{hook.name}_{part}") for part in "gv")
                 found[name] = _unless_shared(_weight_norm(module, hook, name in turned), name, parts, memory)
+        for leaf, reason in computed(module):
+            found[f"{prefix}{leaf}"] = _refused(module, f"{prefix}{leaf}", reason)
     return found
 
 
@@ -86,6 +89,16 @@ def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -
 
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
     return Slot(lambda: table[leaf], write, transposed, note, obstacle)
+
+
+def _refused(module: nn.Module, name: str, reason: str) -> Slot:
+    """A weight that adapters may mean, and that nothing can be written to."""
+    leaf = name.rpartition(".")[2]
+
+    def refuse(fill: Fill, undo: ExitStack) -> None:
+        raise Unsupported(f"{name} {reason}")
+
+    return Slot(lambda: getattr(module, leaf), refuse, obstacle=reason)
 
 
 def _unless_shared(slot: Slot, name: str, parts: Sequence[Tensor], memory: Mapping[int, list[str]]) -> Slot:

@@ -7,14 +7,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lyc_fx.errors import CaptureError
+from lyc_fx.foreign import refusal
 
 
 def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
-    """Raise CaptureError for what is no model, a bare input instead of a tuple, and shapes instead of kwargs."""
+    """Raise CaptureError for what is no model, or has foreign weights; for a bare input instead of a tuple, and shapes
+    instead of kwargs."""
     if isinstance(model, ExportedProgram):
         return
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
+    if (reason := refusal(model)) is not None:
+        raise CaptureError(reason)
     if isinstance(args, Tensor):  # which is a sequence of its rows
         shape = tuple(args.shape)
         raise CaptureError(f"args is a tensor of shape {shape}: write capture(model, (x,)), a tuple of inputs")
