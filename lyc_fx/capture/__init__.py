@@ -24,9 +24,11 @@ from lyc_fx.capture.given import refuse_misplaced
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.mode import ModeGuard, mode_matters
 from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
+from lyc_fx.capture.numel import spell_out_counts
 from lyc_fx.capture.outputs import baked, example, register
 from lyc_fx.capture.ties import name_constants, retied
 from lyc_fx.errors import CaptureError
+from lyc_fx.layers import graphs
 from lyc_fx.program import (
     Facts,
     module_aliases,
@@ -121,6 +123,8 @@ def _from_program(
     if left:
         raise CaptureError(f"{', '.join(left[:5])} has no value: a tensor that the model makes while it runs is kept")
     inline_grad_blocks(gm)
+    for graph in graphs(gm):
+        spell_out_counts(graph)
     name_weights_by_use(gm, dict(aliases))
     inputs = tuple(str(n.target) for n in gm.graph.find_nodes(op="placeholder"))
     top = tuple(getattr(gm.graph._codegen.pytree_info, "orig_args", inputs))  # type: ignore[attr-defined]

@@ -299,3 +299,26 @@ def test_float8_weights_on_every_road() -> None:
     assert torch.equal(folded.get_parameter("0.weight").float(), live[0].weight.float())
     lowered = lyc_fx.lower(spliced, check=True)
     torch.testing.assert_close(lowered(x().float()), live(x().float()), rtol=0.1, atol=0.1)
+
+
+class Counted(nn.Module):
+    """Divides by how many elements there are, of sizes that vary and that do not, and of none that varies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 15)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y.sum() / x.numel() + y.numel() / self.layer.weight.numel() + y[0, 0].numel()
+
+
+def test_counts_of_elements_compile_without_a_break() -> None:
+    model, x = Counted().double(), torch.randn(4, 5, 6, dtype=torch.float64)
+    program = lyc_fx.capture(model, (x,), dynamic_shapes={"x": "batch length _"})
+    text = lyc_fx.show(program)
+    assert "sym_numel" not in text and "sym_size" in text
+    compiled = torch.compile(program, fullgraph=True, backend="eager")
+    for other in (x, torch.randn(7, 3, 6, dtype=torch.float64)):
+        torch.testing.assert_close(program(other), model(other), rtol=1e-13, atol=0)
+        torch.testing.assert_close(compiled(other), model(other), rtol=1e-13, atol=0)
