@@ -9,6 +9,8 @@ import torch
 from lyc_fx.adapters import Entry
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
+from lyc_fx.families.full import Full
+from lyc_fx.families.replace import Replace
 from lyc_fx.naming import Piece, Pieces, projects
 
 
@@ -21,6 +23,8 @@ class Weight:
     dtype: torch.dtype
     transposed: bool = False
     """Stored `(in, out)`, as in Conv1D of GPT-2"""
+    sideless: bool = False
+    """Of a transposed convolution, `(in, out/groups, *kernel)`: which side an adapter means by out, nothing says"""
     scale: str | None = None
     """The tensor that it is in units of, where that is known"""
 
@@ -65,6 +69,16 @@ def placed(
         raise BadAdapter(
             f"is for {' + '.join(piece.parameter for piece in pieces)} padded with zeros from {shape} to {entry.shape} "
             "(reshape_weight); lyc-fx does not change a model's shapes: use a base model of that shape"
+        )
+    if (
+        weights[pieces[0].parameter].sideless
+        and shape[0] == shape[1]
+        and not isinstance(entry.adapter, (Full, Replace))
+    ):
+        raise BadAdapter(
+            f"{pieces[0].parameter} {shape} is of a transposed convolution with as many inputs as outputs: adapters "
+            "for it are for the weight as it is stored, (in, out, *kernel), and nothing shows that this one is; give "
+            "its difference as a whole, in that order, under the key .diff"
         )
     oriented = _oriented(entry.adapter, pieces[0].parameter, shape, weights)
     try:

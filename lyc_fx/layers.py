@@ -46,6 +46,10 @@ COMPUTED = (aten._weight_norm.default,)
 """Operators whose result is a weight that the model computes from other parameters; argument 0 is its direction."""
 
 
+TRANSPOSED_CONVS = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+"""Layers without chains"""
+
+
 def weight_norm_parts(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Direction and magnitude from which weight norm computes this weight; a zero row has any direction but zero."""
     magnitude = torch.norm_except_dim(weight, 2, dim)
@@ -102,6 +106,11 @@ def stored_transposed(weight: Node) -> bool:
 def read_by_linear(weight: Node) -> bool:
     """Whether a layer of the table has this weight as `(out, in)`."""
     return any(not kind.transposed for kind, _ in _layers(weight))
+
+
+def read_by_transposed_conv(weight: Node) -> bool:
+    """Whether a transposed convolution has this weight, `(in, out/groups, *kernel)`."""
+    return any(user.target in TRANSPOSED_CONVS and user.args[1] is weight for user in weight.users)
 
 
 def _layers(weight: Node) -> list[tuple[LayerKind, Node]]:

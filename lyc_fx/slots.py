@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -31,6 +32,8 @@ class Slot:
     write: Callable[[Fill, ExitStack], None]
     """Replaces the weight; on the stack goes what gives the old one back, to the bit"""
     transposed: bool = False
+    sideless: bool = False
+    """Of a transposed convolution"""
     note: str | None = None
     """What to tell the user when the weight is replaced"""
     obstacle: str | None = None
@@ -39,7 +42,7 @@ class Slot:
     @property
     def weight(self) -> Weight:
         value = self.read()
-        return Weight(tuple(value.shape), value.dtype, self.transposed)
+        return Weight(tuple(value.shape), value.dtype, self.transposed, self.sideless)
 
 
 def slots(model: nn.Module) -> dict[str, Slot]:
@@ -52,7 +55,8 @@ def slots(model: nn.Module) -> dict[str, Slot]:
             if tensor is not None:
                 name = f"{prefix}{leaf}"
                 others = [n for n in memory[id(tensor)] if same.get(n, n) != same.get(name, name)]
-                found[name] = _stored(module, name, others, name in turned)
+                slot = _stored(module, name, others, name in turned)
+                found[name] = replace(slot, sideless=isinstance(module, _ConvTransposeNd) and leaf == "weight")
         for leaf in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
             name = f"{prefix}{leaf}"
             parts = (*module.parametrizations[leaf].parameters(), *module.parametrizations[leaf].buffers())  # type: ignore[index, union-attr, operator]
@@ -88,7 +92,7 @@ def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -
         table[leaf] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
 
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
-    return Slot(lambda: table[leaf], write, transposed, note, obstacle)
+    return Slot(lambda: table[leaf], write, transposed, note=note, obstacle=obstacle)
 
 
 def _refused(module: nn.Module, name: str, reason: str) -> Slot:

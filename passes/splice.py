@@ -20,7 +20,7 @@ from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.families import Change, merged
 from lyc_fx.families.rounding import cast
 from lyc_fx.fitting import Weight
-from lyc_fx.layers import COMPUTED, read_by_linear, stored_transposed
+from lyc_fx.layers import COMPUTED, read_by_linear, read_by_transposed_conv, stored_transposed
 from lyc_fx.naming import projects
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, owner, remember, weights
@@ -169,7 +169,7 @@ def _stored(gm: GraphModule) -> dict[str, Weight]:
 def _describe(name: str, node: Node, names: Collection[str]) -> Weight:
     value: Tensor = node.meta["val"]
     turned = stored_transposed(node) or (projects(name, names) and not read_by_linear(node))
-    return Weight(tuple(map(int, value.shape)), value.dtype, turned)
+    return Weight(tuple(map(int, value.shape)), value.dtype, turned, read_by_transposed_conv(node))
 
 
 def _device(node: Node) -> torch.device:
