@@ -47,7 +47,7 @@ class Validation:
         found = tuple(Trial(given, outputs(gm, given)) for given in trials(gm))
         if all(_blank(value) for trial in found for value in trial.outputs):
             raise InvalidGraph("check=True: on random inputs the program gives nothing finite that could be compared")
-        return cls(found, _precision(gm) ** 0.5)
+        return cls(found, precision(gm) ** 0.5)
 
     def check(self, gm: GraphModule, before: GraphModule, name: str) -> None:
         """Raise InvalidGraph, naming the pass and the first node that differs, unless `gm` computes the same.
@@ -56,9 +56,9 @@ class Validation:
         """
         for trial in self.trials:
             for old, new in zip(trial.outputs, outputs(gm, trial.inputs), strict=True):
-                if (gap := _gap(old, new)) > self.tolerance:
+                if (apart := gap(old, new)) > self.tolerance:
                     raise InvalidGraph(
-                        f"pass {name} changes what the program computes, by {gap:.1e} of an output's "
+                        f"pass {name} changes what the program computes, by {apart:.1e} of an output's "
                         f"norm; {self._culprit(gm, before, trial)}"
                     )
 
@@ -66,7 +66,7 @@ class Validation:
         """The first node that is in both programs and gives something else, and the rules that made what it reads."""
         old, new = ({n.name: (n, v) for n, v in values(p, trial.inputs)} for p in (before, gm))
         for name, (node, value) in new.items():
-            if name in old and node.op != "get_attr" and _gap(old[name][1], value) > self.tolerance:
+            if name in old and node.op != "get_attr" and gap(old[name][1], value) > self.tolerance:
                 near = [each.meta.get(BANK) for each in (node, *node.all_input_nodes)]
                 rules = dict.fromkeys(rule for rule in near if rule)
                 made = f", which reads what was made by {', '.join(rules)}" if rules else ""
@@ -78,7 +78,7 @@ def _blank(value: Any) -> bool:
     return not isinstance(value, Tensor) or not bool(torch.isfinite(value).any())
 
 
-def _gap(old: Any, new: Any) -> float:
+def gap(old: Any, new: Any) -> float:
     """How far two results are apart, relative to the first one; infinite where they differ in kind."""
     if not isinstance(old, Tensor) or not isinstance(new, Tensor):
         return 0.0 if isinstance(old, Tensor) == isinstance(new, Tensor) and old == new else float("inf")
@@ -95,7 +95,7 @@ def _gap(old: Any, new: Any) -> float:
     return float((left - right).norm() / left.norm().clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def _precision(gm: GraphModule) -> float:
+def precision(gm: GraphModule) -> float:
     """The coarsest of the floating dtypes in a program, apart from those in which adapters are stored."""
     values = [node.meta.get("val") for node in gm.graph.nodes if BANK not in node.meta]
     return max(

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from lyc_fx.capture.compared import refuse_different
 from lyc_fx.capture.dynamic import (
     DynamicShapes,
     SpecializedDimension,
@@ -48,6 +49,8 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = None,
+    *,
+    check: bool = False,
 ) -> GraphModule:
     """Capture a model as a plain `torch.fx.GraphModule`.
 
@@ -62,10 +65,15 @@ def capture(
     that the example fixes by a size of 1 or 0.
 
     A captured program takes the arguments of its example: other Python values, another dtype or other optional
-    arguments need another capture. Raises CaptureError.
+    arguments need another capture.
+
+    With `check`, the model and the program both run on the example, and must give the same: a model may take another
+    path while it is exported. Buffers are as before. Raises CaptureError.
     """
     refuse_misplaced(model, args, kwargs)
     if isinstance(model, ExportedProgram):
+        if check:
+            raise CaptureError("check=True compares with a model, and an ExportedProgram has none: check=False")
         return _from_program(model, retied(model), {})
     model = uncompiled(model)
     args, kwargs = tuple(args), dict(kwargs or {})
@@ -75,6 +83,8 @@ def capture(
     shapes = export_shapes(dynamic_shapes, bound)
     program = _export(model, args, kwargs, bound, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
+    if check:
+        refuse_different(model, gm, args, kwargs)
     if shapes is not None:
         warn_of_specialized(gm, shapes, small=dynamic_shapes == "auto")
     return gm

@@ -1,0 +1,69 @@
+"""`capture(check=True)`: the program must give what the model gives, on the example itself.
+
+A model may take another path while it is exported (`torch.compiler.is_exporting()`), and nothing in the graph says so.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from lyc_fx.errors import CaptureError
+from lyc_fx.program import tensors
+from lyc_fx.validation import gap, precision
+
+
+def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise CaptureError, with how far they are apart, unless both give the same for the example.
+
+    Both run once, without grad, from one random state, on copies of the inputs; buffers are put back. Raises
+    CaptureError also for weights without values.
+    """
+    empty = [name for name, tensor in tensors(model).items() if tensor.is_meta]
+    if empty:
+        raise CaptureError(f"check=True runs the model, and {empty[0]} has no values yet: load weights, or check=False")
+    with _kept(model):
+        wanted = _leaves(model, args, kwargs)
+    with _kept(model):
+        given = _leaves(gm, args, kwargs)
+    if len(wanted) != len(given):
+        raise CaptureError(f"the captured program gives {len(given)} values where the model gives {len(wanted)}")
+    tolerance = precision(gm) ** 0.5
+    for number, (old, new) in enumerate(zip(wanted, given, strict=True)):
+        if (apart := gap(old, new)) > tolerance:
+            raise CaptureError(
+                f"the captured program is not the model: on the example, output {number} differs by {apart:.1e} of its "
+                "norm. The model takes another path while it is exported; find it in its code "
+                "(torch.compiler.is_exporting, is_compiling), or choose another implementation of that part "
+                '(for transformers, attn_implementation="sdpa" or "eager")'
+            )
+
+
+def _leaves(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    fresh_args, fresh_kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
+    devices = {t.device.index or 0 for t in pytree.tree_leaves((args, dict(kwargs))) if _on_gpu(t)}
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+        torch.manual_seed(0)
+        found = module(*fresh_args, **fresh_kwargs)
+    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(found)]
+
+
+def _on_gpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
+    """What a run writes to buffers is undone."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -1,0 +1,62 @@
+"""capture(check=True): a program that is not the model is caught; one that is passes, and leaves no trace."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lyc_fx
+from lyc_fx.errors import CaptureError
+
+
+class OtherPath(nn.Module):
+    """Takes another path while it is exported, as some attention masks of transformers do."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.layer, self.by = nn.Linear(6, 15), by
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.layer(x)
+        return {"same": x.relu(), "y": y * self.by if torch.compiler.is_exporting() else y}
+
+
+def test_another_path_while_exporting_is_caught() -> None:
+    x = torch.randn(3, 6)
+    for by in (1.06, 0.0, float("nan")):
+        with pytest.raises(CaptureError, match=r"is not the model: on the example, output 1 differs.*is_exporting"):
+            lyc_fx.capture(OtherPath(by), (x,), check=True)
+    lyc_fx.capture(OtherPath(1.0), (x,), dynamic_shapes={"x": "batch _"}, check=True)
+    lyc_fx.capture(OtherPath(1.06), (x,))
+
+
+class Writes(nn.Module):
+    """Writes to a buffer and its input, and draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.layer = nn.Linear(6, 15)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, float]:
+        x.add_(1)
+        return self.layer(nn.functional.dropout(self.norm(x), 0.5, self.training)) * scale, scale
+
+
+def test_a_check_leaves_no_trace() -> None:
+    model, x = Writes().train(), torch.randn(4, 6)
+    state, given = {name: t.clone() for name, t in model.state_dict().items()}, x.clone()
+    random = torch.get_rng_state()
+    lyc_fx.capture(model, (x,), {"scale": 0.5}, check=True)
+    assert torch.equal(x, given) and torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    x = torch.randn(3, 6)
+    with torch.device("meta"):
+        empty = nn.Linear(6, 15)
+    with pytest.raises(CaptureError, match=r"weight has no values yet: load weights, or check=False"):
+        lyc_fx.capture(empty, (x,), check=True)
+    exported = torch.export.export(nn.Linear(6, 15), (x,))
+    with pytest.raises(CaptureError, match="an ExportedProgram has none"):
+        lyc_fx.capture(exported, check=True)
