@@ -12,7 +12,7 @@ from tests.zoo.roads import check
 @pytest.mark.parametrize("case", [*diffusers_models.CASES, *transformers_models.CASES], ids=str)
 def test_library_model(case: Case) -> None:
     model = case.model()
-    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes))
+    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes, check=True))
 
 
 def test_timm_model() -> None:
@@ -28,4 +28,4 @@ def test_timm_model() -> None:
         {"x": "batch _ _ _"},
     )
     model = case.model()
-    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes))
+    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes, check=True))

@@ -15,7 +15,7 @@ from tests.zoo.torch_models import CASES, Blocks, FusedQKV, rows
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_module(case: Case) -> None:
     model = case.model()
-    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes))
+    check(case, model, lyc_fx.capture(model, (), case.call(0), case.shapes, check=True))
 
 
 def test_exported_program() -> None:

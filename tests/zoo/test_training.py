@@ -19,7 +19,7 @@ _ALL = (*diffusers_models.CASES, *transformers_models.CASES, *torch_models.CASES
 @pytest.mark.parametrize("case", [case for case in _ALL if case.name in _NAMES], ids=str)
 def test_training_program(case: Case) -> None:
     model = case.model(train=True)
-    captured = lyc_fx.capture(model, (), case.call(0), case.shapes)
+    captured = lyc_fx.capture(model, (), case.call(0), case.shapes, check=True)
     assert captured.training
     for size in SIZES:
         # both update running statistics, the program those of the model that it was captured from
