@@ -1,9 +1,10 @@
 """Saving a folded program, by the file's suffix."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import InvalidGraph, Unsupported
 from lyc_fx.files import STORED, replacing, write_safetensors
-from lyc_fx.program import BANK, get_tensor, without_autocast
+from lyc_fx.program import BANK, facts, get_tensor, without_autocast
+
+
+@final
+class Untied(UserWarning):
+    """A file has two values for what the model's class has as one tensor."""
+
 
 Path_ = str | os.PathLike[str]
 
@@ -24,7 +31,8 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
 
     `metadata` goes into the safetensors header. The file appears under its name only when it is whole.
     Raises Unsupported for another suffix or dtype, InvalidGraph where adapters are not folded yet (.safetensors)
-    or weights have no values, and BadFile where the file cannot be written.
+    or weights have no values, and BadFile where the file cannot be written. Warns with Untied where a .safetensors file
+    has two values for what was one tensor in the model.
     """
     suffix = Path(path).suffix
     if suffix == ".safetensors":
@@ -48,9 +56,23 @@ def _weights(program: GraphModule, path: Path_, metadata: Mapping[str, str]) -> 
     odd = [f"{name} is {tensor.dtype}" for name, tensor in state.items() if tensor.dtype not in STORED.values()]
     if odd:
         raise Unsupported(f"{path}: {odd[0]}, which a safetensors file cannot hold")
+    _warn_of_untied(program, path, state)
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
     with replacing(path) as part, part.open("wb") as file:
         write_safetensors(file, layout, state.items(), metadata)
+
+
+def _warn_of_untied(program: GraphModule, path: Path_, state: Mapping[str, Tensor]) -> None:
+    for names in facts(program).ties if isinstance(program, GraphModule) else ():
+        first, *others = [state[name] for name in names if name in state]
+        if any(other is not first and not torch.equal(first, other) for other in others):
+            warnings.warn(
+                f"{path}: {' and '.join(names)} were one tensor in the model and differ now: a class that ties them "
+                "keeps one of the two when it loads this file. Untie it before (transformers: "
+                "config.tie_word_embeddings = False)",
+                Untied,
+                stacklevel=4,
+            )
 
 
 def _refuse_empty(path: Path_, tensors: Mapping[str, Tensor]) -> None:

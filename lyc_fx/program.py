@@ -48,6 +48,8 @@ class Facts:
     """The model's own state-dict keys"""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of tensors, whose module is registered twice, to the name that the graph uses"""
+    ties: tuple[tuple[str, ...], ...] = ()
+    """The names of tensors that had several in the model, those of `aliases` apart"""
     report: Report | None = None
     """Of the last splice"""
     steps: tuple[Step, ...] = ()

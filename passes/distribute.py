@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -16,6 +17,8 @@ from lyc_fx.layers import KINDS, sites
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK
 from lyc_fx.rewrite import EMITTED, rewrite
+
+aten = torch.ops.aten
 
 
 @final
@@ -33,7 +36,7 @@ class Distribute(PassBase):
             if node not in chosen and not node.meta.get(PEELED):
                 return False
             weight = node.args[KINDS[node.target].weight]  # type: ignore[index]  # the sites are of the table
-            return isinstance(weight, Node) and reads_bank(weight)
+            return isinstance(weight, Node) and reads_bank(weight) and only_layers_read(weight)
 
         fired = rewrite(gm, RULES, wanted=adapted, explain=adapted)
         return done(gm, "distribute", fired.count, (*fired.misses, *elsewhere), fired.rules)
@@ -42,6 +45,21 @@ class Distribute(PassBase):
 def reads_bank(node: Node) -> bool:
     """Whether a weight depends on a spliced adapter."""
     return any(n.op == "get_attr" and str(n.target).startswith(f"{BANK}.") for n in _cone(node))
+
+
+def only_layers_read(weight: Node) -> bool:
+    """Whether a merged weight goes nowhere but to layers of the table: else it is made at each call all the same."""
+    sources = [weight, *weight.all_input_nodes] if weight.target is aten.t.default else [weight]
+    return all(_as_weight(source, user) for source in sources for user in source.users)
+
+
+def _as_weight(source: Node, user: Node) -> bool:
+    if user.target is aten.t.default:
+        return all(_as_weight(user, each) for each in user.users)
+    if user.meta.get(EMITTED):  # another layer's formula
+        return True
+    kind = KINDS.get(user.target)  # type: ignore[call-overload]
+    return kind is not None and user.args[kind.weight] is source
 
 
 def _cone(node: Node) -> Iterator[Node]:

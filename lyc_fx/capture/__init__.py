@@ -40,6 +40,7 @@ from lyc_fx.program import (
     uncompiled,
     without_autocast,
 )
+from lyc_fx.program import aliases as tied
 
 __all__ = ["DynamicShapes", "SpecializedDimension", "capture"]
 
@@ -146,7 +147,10 @@ def _from_program(
         result.training = model.training
     if mode_matters(result if model is None else model):
         result.register_forward_pre_hook(ModeGuard(training=result.training), with_kwargs=True)
-    remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases))))
+    ties = tuple(
+        tuple(each) for names in tied(result).values() if len(each := [n for n in names if n not in aliases]) > 1
+    )
+    remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases), ties=ties)))
     return result
 
 

@@ -1,16 +1,19 @@
 """One tensor under several names, however the model is brought in: an adapter is for the name that it has."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
+from lyc_fx.export import Untied
 
 STRENGTH = 0.7
 IDS = torch.randint(0, 20, (2, 3), generator=torch.Generator().manual_seed(2))
@@ -134,3 +137,20 @@ def test_two_names_in_one_module(name: str) -> None:
         lyc_fx.splice(program, lyc_fx.load(tensors), STRENGTH)
     lyc_fx.merge(live, lyc_fx.load(tensors), STRENGTH)
     torch.testing.assert_close(live(x), wanted(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["captured", "from .pt2"])
+def test_a_file_with_two_values_of_a_tied_tensor_is_said(loaded: bool, tmp_path: Path) -> None:
+    program = lyc_fx.capture(Tied(), (IDS,))
+    if loaded:
+        lyc_fx.export(program, tmp_path / "model.pt2")
+        program = lyc_fx.capture(torch.export.load(tmp_path / "model.pt2"))
+    diff = {"lycoris_head.diff": torch.randn(20, 8)}
+    folded = lyc_fx.fold(lyc_fx.splice(program, lyc_fx.load(diff), 0.7))
+    with pytest.warns(Untied, match=r"embed.weight and head.weight were one tensor .* differ now.* Untie it"):
+        lyc_fx.export(folded, tmp_path / "out.safetensors")
+    state = load_file(tmp_path / "out.safetensors")
+    torch.testing.assert_close(state["head.weight"], state["embed.weight"] + 0.7 * diff["lycoris_head.diff"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lyc_fx.export(program, tmp_path / "same.safetensors")
