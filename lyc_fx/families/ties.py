@@ -38,7 +38,7 @@ def single(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _decided(exact: Any, near: Any) -> Any:
-    """The float32 beside a tie, on the side of the exact value. They are a handful, at a tenth of torch's cost per call."""
+    """The float32 beside a tie, on the exact value's side. (numpy: a tenth of the time of calls to torch.)"""
     with np.errstate(invalid="ignore"):  # infinity is near to itself
         beside = np.nextafter(near, np.where(exact > near, _INFINITY, -_INFINITY))
         return np.where(abs(exact - near) <= _ERROR * abs(near), near, beside)
