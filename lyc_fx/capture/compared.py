@@ -58,12 +58,14 @@ def _on_gpu(value: Any) -> bool:
 
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
-    """What a run writes to buffers is undone."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """What a run writes to buffers, or puts in their place, is undone."""
+    tables = [module._buffers for module in model.modules()]
+    before = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
+            for table, name, buffer, value in before:
+                table[name] = buffer
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
