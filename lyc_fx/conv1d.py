@@ -36,7 +36,8 @@ def stored_in_out(model: nn.Module) -> frozenset[str]:
 
 
 def _named(model: nn.Module) -> Iterator[str]:
-    yield from projections([name for name, _ in model.named_parameters(remove_duplicate=False)])
+    named = dict(model.named_parameters(remove_duplicate=False))
+    yield from (name for name in projections(named) if named[name].dim() == 2)
     for path, module in model.named_modules(remove_duplicate=False):
         if is_conv1d(type(module)):
             yield f"{path}.weight" if path else "weight"

@@ -168,7 +168,7 @@ def _stored(gm: GraphModule) -> dict[str, Weight]:
 
 def _describe(name: str, node: Node, names: Collection[str]) -> Weight:
     value: Tensor = node.meta["val"]
-    turned = stored_transposed(node) or (projects(name, names) and not read_by_linear(node))
+    turned = stored_transposed(node) or (value.dim() == 2 and projects(name, names) and not read_by_linear(node))
     return Weight(tuple(map(int, value.shape)), value.dtype, turned, read_by_transposed_conv(node))
 
 

@@ -176,3 +176,21 @@ def test_near_misses_stay_as_they_are(tmp_path: Path) -> None:
     torch.testing.assert_close(program(value), STRENGTH * value @ value.t())
     with pytest.raises(BadAdapter, match="does not fit text_projection"):
         lyc_fx.merge(Text(out=4).double(), many(text_projection=Full(diff=torch.randn(5, 6))))
+
+
+def test_a_projection_that_is_no_matrix_is_not_turned() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text_projection = nn.Parameter(torch.randn(2, 6, 4, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.text_projection
+
+    model, x, diff = Stacked(), torch.randn(5, 6, dtype=torch.float64), torch.randn(2, 6, 4, dtype=torch.float64)
+    adapters = many(text_projection=Full(diff=diff))
+    wanted = model.text_projection.detach() + STRENGTH * diff
+    folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, STRENGTH), check=True)
+    torch.testing.assert_close(folded.get_parameter("text_projection").detach(), wanted)
+    lyc_fx.merge(model, adapters, STRENGTH)
+    torch.testing.assert_close(model.text_projection.detach(), wanted)
