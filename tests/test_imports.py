@@ -50,7 +50,7 @@ MAY: dict[str, set[str]] = {
     "convert": {"adapters", "convert", "errors", "families", "fitting", "formats", "naming", "shapes"},
     "shapes": {"conv1d", "folding", "orientation"},
     "coverage": {"adapters", "errors", "fitting", "naming", "report", "shapes"},
-    "capture": {"capture", "errors", "foreign", "layers", "program", "validation"},
+    "capture": {"capture", "errors", "foreign", "layers", "program", "trials", "validation"},
     "chains": {"chains", "layers", "program", "rewrite"},
     "passes": LOW
     | {"adapters", "binding", "capture", "fitting", "chains", "families", "naming", "pipeline", "stack", "twins"},

@@ -28,6 +28,7 @@ from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_
 from lyc_fx.capture.numel import spell_out_counts
 from lyc_fx.capture.outputs import baked, example, register
 from lyc_fx.capture.ties import name_constants, retied
+from lyc_fx.capture.work import runs_quickly
 from lyc_fx.errors import CaptureError
 from lyc_fx.layers import graphs
 from lyc_fx.program import (
@@ -51,7 +52,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: DynamicShapes = None,
     *,
-    check: bool = False,
+    check: bool | None = None,
 ) -> GraphModule:
     """Capture a model as a plain `torch.fx.GraphModule`.
 
@@ -69,7 +70,8 @@ def capture(
     arguments need another capture.
 
     With `check`, the model and the program both run on the example, and must give the same: a model may take another
-    path while it is exported. Buffers are as before. Raises CaptureError.
+    path while it is exported. Buffers are as before. Raises CaptureError, which names the first module that differs.
+    None: where weights have values, and a run costs little beside the capture.
     """
     refuse_misplaced(model, args, kwargs)
     if isinstance(model, ExportedProgram):
@@ -84,7 +86,7 @@ def capture(
     shapes = export_shapes(dynamic_shapes, bound)
     program = _export(model, args, kwargs, bound, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
-    if check:
+    if runs_quickly(gm) if check is None else check:
         refuse_different(model, gm, args, kwargs)
     if shapes is not None:
         warn_of_specialized(gm, shapes, small=dynamic_shapes == "auto")

@@ -5,6 +5,7 @@ A model may take another path while it is exported (`torch.compiler.is_exporting
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,44 +13,47 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from lyc_fx.capture.differing import first_differing
 from lyc_fx.errors import CaptureError
 from lyc_fx.program import tensors
 from lyc_fx.validation import gap, precision
 
 
 def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise CaptureError, with how far they are apart, unless both give the same for the example.
+    """Raise CaptureError, with how far they are apart and where, unless both give the same for the example.
 
     Both run once, without grad, from one random state, on copies of the inputs; buffers are put back. Raises
-    CaptureError also for weights without values.
+    CaptureError also for weights without values. A model that gives something else each time passes.
     """
     empty = [name for name, tensor in tensors(model).items() if tensor.is_meta]
     if empty:
         raise CaptureError(f"check=True runs the model, and {empty[0]} has no values yet: load weights, or check=False")
-    with _kept(model):
-        wanted = _leaves(model, args, kwargs)
-    with _kept(model):
-        given = _leaves(gm, args, kwargs)
+    run = partial(_leaves, args=args, kwargs=kwargs)
+    wanted, given = run(model), run(gm)
     if len(wanted) != len(given):
         raise CaptureError(f"the captured program gives {len(given)} values where the model gives {len(wanted)}")
     tolerance = precision(gm) ** 0.5
     for number, (old, new) in enumerate(zip(wanted, given, strict=True)):
-        if (apart := gap(old, new)) > tolerance:
+        if (apart := gap(old, new)) > tolerance and gap(old, run(model)[number]) <= tolerance:
+            inputs = pytree.tree_leaves((args, dict(kwargs)))
+            module = first_differing(model, gm, run, inputs, tolerance)
+            where = f"The first module that gives something else is {module}. " if module else ""
             raise CaptureError(
                 f"the captured program is not the model: on the example, output {number} differs by {apart:.1e} of its "
-                "norm. The model takes another path while it is exported; find it in its code "
+                f"norm. {where}The model takes another path while it is exported; find it in its code "
                 "(torch.compiler.is_exporting, is_compiling), or choose another implementation of that part "
-                '(for transformers, attn_implementation="sdpa" or "eager")'
+                '(for transformers, attn_implementation="sdpa" or "eager"); check=False captures it as it is'
             )
 
 
 def _leaves(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a module gives for the example, all else as it was."""
     fresh_args, fresh_kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     devices = {t.device.index or 0 for t in pytree.tree_leaves((args, dict(kwargs))) if _on_gpu(t)}
-    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)), _kept(module):
         torch.manual_seed(0)
         found = module(*fresh_args, **fresh_kwargs)
-    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(found)]
+        return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(found)]
 
 
 def _on_gpu(value: Any) -> bool:

@@ -5,6 +5,8 @@ from math import prod
 from typing import final
 
 import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.fx import Node
 
 from lyc_fx.layers import KINDS, LayerKind
@@ -49,6 +51,12 @@ class Layer:
     @property
     def groups(self) -> int:
         return arguments(self.node)[6] if self.kind.spatial else 1
+
+    @property
+    def mapped(self) -> bool:
+        """Whether `torch.func` transforms it: fake values, and so new nodes, exist only while it does."""
+        values = (node.meta.get("val") for node in self.node.all_input_nodes)
+        return any(isinstance(value, Tensor) and is_functorch_wrapped_tensor(value) for value in values)
 
     @property
     def channels(self) -> int:

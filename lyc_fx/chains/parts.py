@@ -88,7 +88,7 @@ def whole(name: str, total: Pattern, chain: Chain, kinds: Iterable[LayerKind] = 
         layer = Layer(emit, m["layer"])
         if layer.node.kwargs:  # addmm's alpha and beta
             return Miss(f"the layer is called with {', '.join(layer.node.kwargs)}", DEEPEST)
-        return chain(layer, m)
+        return Miss("the layer is under torch.func.vmap", DEEPEST) if layer.mapped else chain(layer, m)
 
     def site(kind: LayerKind) -> Op:
         stored = Op(aten.t.default, total) if kind.transposed else total

@@ -1,10 +1,13 @@
 """capture(check=True): a program that is not the model is caught; one that is passes, and leaves no trace."""
 
+import random
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.capture.work import _multiplications, runs_quickly
 from lyc_fx.errors import CaptureError
 
 
@@ -24,9 +27,52 @@ def test_another_path_while_exporting_is_caught() -> None:
     x = torch.randn(3, 6)
     for by in (1.06, 0.0, float("nan")):
         with pytest.raises(CaptureError, match=r"is not the model: on the example, output 1 differs.*is_exporting"):
-            lyc_fx.capture(OtherPath(by), (x,), check=True)
+            lyc_fx.capture(OtherPath(by), (x,))
     lyc_fx.capture(OtherPath(1.0), (x,), dynamic_shapes={"x": "batch _"}, check=True)
-    lyc_fx.capture(OtherPath(1.06), (x,))
+    lyc_fx.capture(OtherPath(1.06), (x,), check=False)
+
+
+def test_the_first_module_that_differs_is_named() -> None:
+    x = torch.randn(3, 6)
+    for by, where in ((1.06, "1.inner"), (1.0, None)):
+        stack = nn.Sequential(nn.Linear(6, 6), Wrapper(OtherPath(by)), nn.Tanh())
+        if where is None:
+            lyc_fx.capture(stack, (x,), check=True)
+            continue
+        with pytest.raises(CaptureError, match=rf"first module that gives something else is {where}\. "):
+            lyc_fx.capture(stack, (x,))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)["y"]
+
+
+class Draws(nn.Module):
+    """Draws from Python's own generator, which torch's seed does not hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + random.random()
+
+
+def test_a_model_that_gives_something_else_each_time_is_not_compared() -> None:
+    lyc_fx.capture(Draws(), (torch.randn(3, 6),), check=True)
+
+
+def test_much_work_is_not_done_unasked() -> None:
+    """The multiplications of linear layers and convolutions are counted, at the sizes of the example."""
+    linear = lyc_fx.capture(nn.Linear(6, 15), (torch.randn(2, 7, 6),), dynamic_shapes={"input": "batch token _"})
+    assert _multiplications(linear) == 2 * 7 * 6 * 15
+    conv = lyc_fx.capture(nn.Conv2d(6, 8, (3, 2), groups=2), (torch.randn(2, 6, 9, 7),))
+    assert _multiplications(conv) == 2 * 7 * 6 * 8 * 3 * 3 * 2
+    with torch.device("meta"):
+        wide = nn.Linear(20_000, 30_000)
+        lyc_fx.capture(wide, (torch.randn(20, 20_000),))
+    assert not runs_quickly(lyc_fx.capture(wide, (torch.empty(20, 20_000, device="meta"),)))
 
 
 class Writes(nn.Module):

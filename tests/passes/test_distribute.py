@@ -1,13 +1,14 @@
 """distribute: fires where an exact chain exists, says why where not, keeps numbers and shapes."""
 
+import copy
 from math import prod
 
 import pytest
 import torch
 from golden import expect
 from lowering import CONV, LINEAR, MORE_CASES, adapted, fired, groups_of, made, misses, same_numbers
-from nets import VARIANTS, Case, Variant, certain, one, pairs, random_for, variant_id
-from torch import nn
+from nets import VARIANTS, Case, Variant, certain, many, one, pairs, random_for, variant_id
+from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.adapters import AdapterSet
@@ -177,3 +178,29 @@ def test_a_layer_without_adapter_is_left_alone() -> None:
     lowered = lyc_fx.lower(program, check=True)
     assert [step.fired for step in lyc_fx.history(lowered)] == [0, 0, 0, 0]
     assert lyc_fx.show(lowered) == lyc_fx.show(program)
+
+
+class Mapped(nn.Module):
+    """One layer under vmap and one beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.outside = nn.Linear(6, 15), nn.Linear(6, 15)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(self.inside)(x) + self.outside(x)
+
+
+def test_a_layer_under_vmap_stays_in_weight_space() -> None:
+    torch.manual_seed(0)
+    model, x = Mapped().double(), torch.randn(3, 6, dtype=torch.float64)
+    variant = next((f, f.layouts[0]) for f in FAMILIES if f.name == "locon")
+    adapters = many(inside=certain(variant, (15, 6)), outside=certain(variant, (15, 6), seed=1))
+    live = copy.deepcopy(model)
+    lyc_fx.merge(live, adapters, 0.7)
+    spliced = lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, 0.7)
+    lowered = lyc_fx.lower(spliced, check=True)
+    assert fired(lowered) == 1
+    assert any("under torch.func.vmap" in miss for miss in misses(lowered))
+    for program in (spliced, lowered, lyc_fx.fold(spliced, check=True)):
+        torch.testing.assert_close(program(x), live(x), rtol=1e-12, atol=1e-12)
