@@ -22,8 +22,8 @@ from lyc_fx.validation import gap, precision
 def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise CaptureError, with how far they are apart and where, unless both give the same for the example.
 
-    Both run once, without grad, from one random state, on copies of the inputs; buffers are put back. Raises
-    CaptureError also for weights without values. A model that gives something else each time passes.
+    Both run once, without grad, from one random state, on copies of the inputs; buffers and attributes are put back.
+    Raises CaptureError also for weights without values. A model that gives something else each time passes.
     """
     empty = [name for name, tensor in tensors(model).items() if tensor.is_meta]
     if empty:
@@ -62,12 +62,16 @@ def _on_gpu(value: Any) -> bool:
 
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
-    """What a run writes to buffers, or puts in their place, is undone."""
+    """What a run writes to buffers, or puts in place of attributes, is undone."""
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     tables = [module._buffers for module in model.modules()]
     before = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
     try:
         yield
     finally:
+        for now, then in attributes:
+            now.clear()
+            now.update(then)
         with torch.no_grad():
             for table, name, buffer, value in before:
                 table[name] = buffer

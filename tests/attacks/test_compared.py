@@ -76,17 +76,20 @@ def test_much_work_is_not_done_unasked() -> None:
 
 
 class Writes(nn.Module):
-    """Writes to a buffer and its input, and draws."""
+    """Writes to a buffer, its input and attributes, and draws."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(6)
         self.layer = nn.Linear(6, 15)
         self.register_buffer("calls", torch.zeros(()))
+        self.last: Tensor | None = None
 
     def forward(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, float]:
         x.add_(1)
         self.calls = self.calls + 1
+        if not torch.compiler.is_exporting():
+            self.last, self.first = x, x
         return self.layer(nn.functional.dropout(self.norm(x), 0.5, self.training)) * scale, scale
 
 
@@ -96,6 +99,7 @@ def test_a_check_leaves_no_trace() -> None:
     random = torch.get_rng_state()
     lyc_fx.capture(model, (x,), {"scale": 0.5}, check=True)
     assert torch.equal(x, given) and torch.equal(random, torch.get_rng_state())
+    assert model.last is None and not hasattr(model, "first")
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
 
 
