@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -60,8 +61,19 @@ def scripted(model: nn.Module) -> str | None:
     return next(found, None)
 
 
+def shapeless(model: nn.Module) -> str | None:
+    """Why a model has weights without a shape, such as those of `nn.LazyLinear`; None where all have one."""
+    for path, module in model.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and is_lazy(tensor):
+                return f"{path}.{leaf} has no shape before the model's first call: call it once".lstrip(".")
+    return None
+
+
 def refusal(model: nn.Module) -> str | None:
     """Why a model cannot be captured; None where it can."""
+    if (reason := shapeless(model)) is not None:
+        return reason
     part = scripted(model)
     if part is not None:
         return (

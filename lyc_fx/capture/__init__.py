@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from lyc_fx.capture.calls import call_binder
 from lyc_fx.capture.compared import refuse_different
 from lyc_fx.capture.dynamic import (
     DynamicShapes,
@@ -143,8 +144,12 @@ def _from_program(
     top = tuple(getattr(gm.graph._codegen.pytree_info, "orig_args", inputs))  # type: ignore[attr-defined]
     gm._forward_pre_hooks.clear()
     result = finished(gm, gm, {})
+    binder = None if model is None else call_binder(model.forward, top)
+    if binder is not None:
+        result.register_forward_pre_hook(binder, with_kwargs=True)
     if isinstance(guards, nn.Module):
-        result.register_forward_pre_hook(InputGuards(guards, top, constants), with_kwargs=True)
+        flat = [(str(n.target), isinstance(n.meta.get("val"), Tensor)) for n in gm.graph.find_nodes(op="placeholder")]
+        result.register_forward_pre_hook(InputGuards(guards, top, constants, flat), with_kwargs=True)
     if model is not None:
         result.training = model.training
     if mode_matters(result if model is None else model):

@@ -3,6 +3,7 @@
 A model may take another path while it is exported (`torch.compiler.is_exporting()`), and nothing in the graph says so.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -62,18 +63,18 @@ def _on_gpu(value: Any) -> bool:
 
 @contextmanager
 def _kept(model: nn.Module) -> Iterator[None]:
-    """What a run writes to buffers, or puts in place of attributes, is undone."""
-    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
-    tables = [module._buffers for module in model.modules()]
-    before = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
+    """What a run writes to buffers and attributes is undone, and what it adds to attributes, such as hooks."""
+    attributes = [vars(module) for module in model.modules()]
+    every = [c for own in attributes for c in (own, *own.values()) if isinstance(c, (dict, list, set))]
+    containers = [(container, copy.copy(container)) for container in every]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for now, then in attributes:
-            now.clear()
-            now.update(then)
+        for container, before in containers:
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
         with torch.no_grad():
-            for table, name, buffer, value in before:
-                table[name] = buffer
+            for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)

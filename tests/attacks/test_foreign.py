@@ -124,3 +124,15 @@ def test_a_parameter_of_a_class_of_its_own_is_plain() -> None:
     lyc_fx.merge(model, ADAPTERS, 0.7)
     assert not torch.equal(model[0].weight.detach(), before)
     lyc_fx.capture(model, (X,))
+
+
+def test_weights_without_a_shape() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.LazyLinear(4))
+    words = r"1\.weight has no shape before the model's first call: call it once"
+    for attempt in (lambda: lyc_fx.merge(model, ADAPTERS), lambda: lyc_fx.live(model).set(ADAPTERS)):
+        with pytest.raises(Unsupported, match=words):
+            attempt()
+    with pytest.raises(CaptureError, match=words):
+        lyc_fx.capture(model, (X,))
+    model(X)
+    lyc_fx.merge(model, ADAPTERS)
