@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from lyc_fx.checkpoint import fold_checkpoint
     from lyc_fx.convert import convert
     from lyc_fx.coverage import coverage
+    from lyc_fx.errors import (
+        BadAdapter,
+        BadFile,
+        CaptureError,
+        InvalidGraph,
+        LycFxError,
+        Unsupported,
+        WrongArgument,
+    )  # fmt: skip
     from lyc_fx.export import export
     from lyc_fx.formats import load
     from lyc_fx.live import merge
@@ -23,7 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "Live", "Plan", "Report", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint",
+    "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
+    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint",
     "history", "live", "load", "lower", "merge", "report", "show", "splice",
 ]  # fmt: skip
 
@@ -32,6 +42,8 @@ _HOMES = {
     "convert": "convert", "coverage": "coverage", "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint",
     "history": "program", "live": "swap", "load": "formats", "lower": "roads", "merge": "live", "report": "roads",
     "show": "show", "splice": "roads",
+    "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
+    "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip
 
 

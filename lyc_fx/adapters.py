@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -52,6 +53,11 @@ class AdapterSet:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __repr__(self) -> str:
+        kinds = Counter(entry.adapter.name for entry in self.entries)
+        unread = f", {len(self.unread)} keys unread" if self.unread else ""
+        return f"<AdapterSet {self.source}: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}{unread}>"
 
     def select(self, *patterns: NamePattern) -> Self:
         """The entries whose module (as in the file) matches one of the patterns: fnmatch texts, or compiled

@@ -11,7 +11,7 @@ import torch
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import Convention
-from lyc_fx.files import sync
+from lyc_fx.files import path_of, sync
 from lyc_fx.folding.base import Base, Part, based
 from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
@@ -22,7 +22,6 @@ from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
 from lyc_fx.folding.ties import Tie, known_by, ties, with_aliases
-from lyc_fx.formats import load
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
@@ -34,7 +33,7 @@ MEMORY = 512 * 2**20
 
 def fold_checkpoint(
     base: Path_,
-    adapters: Adapters | Path_,
+    adapters: Adapters,
     out: Path_,
     strength: float | Blocks = 1.0,
     *,
@@ -55,8 +54,8 @@ def fold_checkpoint(
     """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights.
 
     `base` is a safetensors file, an index of shards, or a folder of a model or a pipeline; then `out` is a new
-    folder, which gets the configurations and tokenizers as well. `adapters` is a file, what `load` returned, or a
-    list of (adapters, strength) pairs; these, the strengths, `convention` and `sequential` are as in `splice`.
+    folder, which gets the configurations and tokenizers as well. `adapters`, the strengths, `convention` and
+    `sequential` are as in `splice`.
 
     `transposed` lists fnmatch patterns of weights that are stored `(in, out)` (Conv1D of GPT-2), and after a `!` of
     those that are not; only weights of whose orientation the bias says nothing need one (`lyc_fx.orientation`).
@@ -76,10 +75,9 @@ def fold_checkpoint(
     Raises BadFile, BadAdapter and Unsupported (a packed dtype; another `dtype` for float8 in units of a scale); then
     there is no output, and an older file of that name is as it was.
     """
+    target = path_of(out, "the output")
     if rounding not in ("nearest", "stochastic"):
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
-    if isinstance(adapters, (str, os.PathLike)):
-        adapters = load(adapters)
     stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
     source = based(base)
     patterns = tuple(transposed)
@@ -104,7 +102,7 @@ def fold_checkpoint(
     provenance = Provenance.of(stack, convention)
     fold = Fold(source, merger, dtype, provenance, memory, verify, untied)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
-    written_to(Path(out), fold, inputs, resume=resume, progress=progress)
+    written_to(target, fold, inputs, resume=resume, progress=progress)
     for tie in (each for each in tied if each not in untied):  # its other names have the effect of what is stored
         merger.effects |= {a: merger.effects[s] for a, s in tie.aliases.items() if s in merger.effects}
     folded = [note for part in source.parts for note in provenance.repeated(part.metadata)]

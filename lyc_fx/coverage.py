@@ -8,7 +8,8 @@ from typing import Any, final
 
 import torch
 
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters import Entry
+from lyc_fx.chosen import Adapters, chosen
 from lyc_fx.errors import BadAdapter
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Names, Piece
@@ -55,6 +56,14 @@ class Coverage:
         """Whether every key has an effect."""
         return all(key.why is None for key in self.keys)
 
+    def __repr__(self) -> str:
+        return f"<Coverage: {self._summary}>"
+
+    @property
+    def _summary(self) -> str:
+        adapted, used = sum(bool(w.adapters) for w in self.weights), sum(key.why is None for key in self.keys)
+        return f"{adapted} of {len(self.weights)} weights adapted; {used} of {len(self.keys)} keys used"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready data."""
         return asdict(self) | {"complete": self.complete}
@@ -63,15 +72,13 @@ class Coverage:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        adapted = [weight for weight in self.weights if weight.adapters]
         yield from table(
             [
                 {"weight": w.name, "shape": "×".join(map(str, w.shape)), "adapted by": ", ".join(w.adapters) or "-"}
                 for w in self.weights
             ]
         )
-        used = sum(key.why is None for key in self.keys)
-        yield f"{len(adapted)} of {len(self.weights)} weights adapted; {used} of {len(self.keys)} keys used"
+        yield self._summary
         for why, keys in _by_reason(self.keys).items():
             yield f"not used, {why}:"
             yield from (f"  {key}" for key in keys)
@@ -85,12 +92,12 @@ def _by_reason(keys: Sequence[Key]) -> Mapping[str, list[str]]:
     return found
 
 
-def coverage(adapters: AdapterSet | Sequence[AdapterSet], model: Like) -> Coverage:
+def coverage(adapters: Adapters, model: Like) -> Coverage:
     """What adapter sets would do to a model, a file or folder of its weights, or parameters of these shapes.
 
-    Raises BadFile where the model cannot be read.
+    `adapters` are as in `splice`; strengths mean nothing here. Raises BadFile where the model cannot be read.
     """
-    sets = [adapters] if isinstance(adapters, AdapterSet) else list(adapters)
+    sets = [each for each, _ in chosen(adapters)]
     shapes = shapes_of(model)
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
     names = Names(shapes)

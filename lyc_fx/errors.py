@@ -21,5 +21,9 @@ class InvalidGraph(LycFxError):
     """A graph breaks what must hold before or after a pass."""
 
 
+class WrongArgument(LycFxError, TypeError):
+    """A function was given something of another kind than it takes."""
+
+
 class Unsupported(LycFxError):
     """What was asked is well-formed, but lyc-fx does not do it."""

@@ -3,17 +3,16 @@
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from lyc_fx.errors import InvalidGraph, Unsupported
-from lyc_fx.files import STORED, replacing, write_safetensors
+from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
+from lyc_fx.files import STORED, path_of, replacing, write_safetensors
 from lyc_fx.program import BANK, facts, get_tensor, without_autocast
 
 
@@ -34,7 +33,9 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
     or weights have no values, and BadFile where the file cannot be written. Warns with Untied where a .safetensors file
     has two values for what was one tensor in the model.
     """
-    suffix = Path(path).suffix
+    if not isinstance(program, nn.Module):
+        raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
+    suffix = path_of(path, "the output").suffix
     if suffix == ".safetensors":
         _weights(program, path, {"format": "pt", **(metadata or {})})
     elif suffix == ".pt2":

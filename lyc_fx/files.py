@@ -12,7 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from lyc_fx.errors import BadFile
+from lyc_fx.errors import BadFile, WrongArgument
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -24,6 +24,14 @@ CODES = {
 """What safetensors calls a dtype"""
 STORED = {code: dtype for dtype, code in CODES.items()}
 """The dtypes that a safetensors header may name, but for the packed ones (F4, F6)"""
+
+
+def path_of(value: object, what: str) -> Path:
+    """The path that was given for something. Raises WrongArgument for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        shown = f" ({value!r})" if isinstance(value, (int, float)) else ""
+        raise WrongArgument(f"{what} is a path, not {type(value).__name__}{shown}")
+    return Path(value)
 
 
 @contextmanager

@@ -5,24 +5,24 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
 from lyc_fx.binding import Binding, bind
 from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.foreign import foreign, offloaded, scripted, shapeless
-from lyc_fx.program import facts, module_aliases, uncompiled
+from lyc_fx.program import module_aliases
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, slots
 from lyc_fx.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.twins import twins
+from lyc_fx.whole import Pipeline, whole
 
 
 @torch.inference_mode(False)  # a new parameter must not be an inference tensor
 @torch.no_grad()
 def merge(
-    model: nn.Module,
+    model: nn.Module | Pipeline,
     adapters: Adapters,
     strength: float | Blocks = 1.0,
     *,
@@ -32,7 +32,8 @@ def merge(
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
 ) -> Report:
-    """Merge adapters into a model's parameters, in place: `W ← round(W + Σ change(W, strength))`.
+    """Merge adapters into the parameters of a model, or of a pipeline's components, in place:
+    `W ← round(W + Σ change(W, strength))`.
 
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
     dtype than float64). Everything is checked before anything is changed, and where a merge fails all the same
@@ -48,7 +49,7 @@ def merge(
     NothingChanged where all weights are as they were.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
-    found, binding = bound(model, stack, strict=strict)
+    found, binding = bound(whole(model), stack, strict=strict)
     notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:
         with threads() as run:
@@ -69,13 +70,7 @@ def merge(
 
 
 def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Slot], Binding]:
-    """The weights of a model by name, and what a stack does to them. Raises as `merge`."""
-    model = uncompiled(model)
-    if isinstance(model, GraphModule) and facts(model).keys:
-        raise Unsupported(
-            "a captured program does not know how the classes of its layers store their weights: "
-            "splice and fold it, or merge into the model that it was captured from, whose weights it shares"
-        )
+    """The weights of a model (`whole`) by name, and what a stack does to them. Raises as `merge`."""
     if scripted(model) is not None:
         raise Unsupported(
             "the model is TorchScript, or has a part that is: merge into the Python model that it was made of, and "

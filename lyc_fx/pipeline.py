@@ -8,8 +8,8 @@ from typing import Any
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.errors import InvalidGraph, LycFxError
-from lyc_fx.program import Step, cloned, facts, remember, without_autocast
+from lyc_fx.errors import LycFxError
+from lyc_fx.program import Step, captured, cloned, facts, remember, without_autocast
 from lyc_fx.validation import Validation
 from lyc_fx.verify import Snapshot, verify
 
@@ -26,14 +26,13 @@ def find(name: str, **options: Any) -> PassBase:
 
 
 def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
-    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it.
+    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it, and
+    WrongArgument for what is no captured program.
 
     With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.validation`).
     """
-    if not isinstance(gm, GraphModule):
-        raise InvalidGraph(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
     with without_autocast():
-        return _run(gm, passes, check)
+        return _run(captured(gm), passes, check)
 
 
 def _run(gm: GraphModule, passes: Sequence[PassBase], check: bool) -> GraphModule:

@@ -12,9 +12,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from lyc_fx.errors import InvalidGraph
+from lyc_fx.errors import InvalidGraph, WrongArgument
 from lyc_fx.report import Report
 
 BANK = "lyc_fx"
@@ -56,6 +57,16 @@ class Facts:
     """The passes that have run, oldest first"""
 
 
+def captured(program: Any) -> GraphModule:
+    """The program itself. Raises WrongArgument for what is none."""
+    if isinstance(program, GraphModule):
+        return program
+    kind = type(program).__name__
+    if isinstance(program, (nn.Module, ExportedProgram)):
+        raise WrongArgument(f"a captured program is expected, not {kind}: bring it through lyc_fx.capture first")
+    raise WrongArgument(f"a captured program is expected first, not {kind}")
+
+
 def facts(gm: GraphModule) -> Facts:
     """What lyc-fx remembers of this program."""
     found = gm.meta.get(_META, Facts())
@@ -69,8 +80,11 @@ def remember(gm: GraphModule, **changes: Any) -> None:
 
 
 def history(gm: GraphModule) -> tuple[Step, ...]:
-    """The passes that have run on this program, with how often each fired and why rules did not match."""
-    return facts(gm).steps
+    """The passes that have run on this program, with how often each fired and why rules did not match.
+
+    Raises WrongArgument.
+    """
+    return facts(captured(gm)).steps
 
 
 def fake_mode(gm: GraphModule) -> FakeTensorMode:

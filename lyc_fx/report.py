@@ -63,6 +63,14 @@ class Report:
     changes: Mapping[str, float] = field(default_factory=dict)
     """‖W' - W‖ / ‖W‖ of each weight that was merged, estimated from some of its elements; 0 where no bit changed"""
 
+    def __repr__(self) -> str:
+        return f"<Report: {self._summary}, {len(self.notes)} notes>"
+
+    @property
+    def _summary(self) -> str:
+        weights = len({row.target for row in self.applied})
+        return f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused"
+
     @property
     def unused(self) -> tuple[str, ...]:
         """Keys of the files that had no effect."""
@@ -119,8 +127,7 @@ class Report:
             }
             for row in self.applied
         ]
-        weights = len({row.target for row in self.applied})
-        lines = [*table(rows), f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused"]
+        lines = [*table(rows), self._summary]
         lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 

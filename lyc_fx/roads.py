@@ -3,9 +3,10 @@
 from torch.fx import GraphModule
 
 from lyc_fx import pipeline
+from lyc_fx.errors import WrongArgument
 from lyc_fx.families import Convention
 from lyc_fx.plan import Plan
-from lyc_fx.program import facts
+from lyc_fx.program import captured, facts
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
 
@@ -21,9 +22,10 @@ def splice(
 ) -> GraphModule:
     """Splice adapters into a captured program, in weight space: `W` becomes `round(W + Σ change)`.
 
-    `adapters` is what `load` returned, or a list of (adapters, strength) pairs; `strength` multiplies all. A
-    strength may also be a mapping from fnmatch patterns over the model's weight names to factors ("block
-    weights"): `{"*.attn1.*": 0.5, "*": 1}`, of which the first that matches counts.
+    `adapters` is a file, what `load` returned, a list of these or of (adapters, strength) pairs, or a mapping from
+    them to strengths; `strength` multiplies all. A strength may also be a mapping from fnmatch patterns over the
+    model's weight names to factors ("block weights"): `{"*.attn1.*": 0.5, "*": 1}`, of which the first that matches
+    counts.
 
     Strength 0 is the base to the bit and 1 the trained effect, for every family; in between, the family's
     documented interpolation, or with `convention="lycoris"` that of LyCORIS. Changes are relative to the base
@@ -50,7 +52,9 @@ def lower(adapted: GraphModule, plan: Plan | None = None, *, check: bool = False
     `check` runs the program before and after each pass on random inputs, at two values of every size that may vary,
     and raises InvalidGraph with the pass, the rule and the first node that differs (`lyc_fx.validation`).
     """
-    chosen = (plan or Plan.default(adapted)).chains
+    if plan is not None and not isinstance(plan, Plan):
+        raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
+    chosen = (plan or Plan.default(captured(adapted))).chains
     tidy = pipeline.find("canonicalize")
     passes = tidy, pipeline.find("distribute", sites=chosen), pipeline.find("narrow"), tidy
     return pipeline.run(adapted, *passes, check=check)
@@ -68,5 +72,5 @@ def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = F
 
 
 def report(gm: GraphModule) -> Report:
-    """What splice applied where."""
-    return facts(gm).report or Report(())
+    """What splice applied where. Raises WrongArgument."""
+    return facts(captured(gm)).report or Report(())

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from lyc_fx.errors import WrongArgument
+
 _AROUND = 5
 
 
@@ -12,8 +14,10 @@ def show(gm: GraphModule, *, shapes: bool = False) -> str:
     """The graph, one line per node that is used: `linear = aten.linear(x, fc.weight, fc.bias)`.
 
     Weights stand under their own names, arguments that have their default are left out; `shapes` appends each
-    result's dtype and shape.
+    result's dtype and shape. Raises WrongArgument for what is no GraphModule.
     """
+    if not isinstance(gm, GraphModule):
+        raise WrongArgument(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
     return "\n".join(_line(node, shapes) for node in gm.graph.nodes if node.op != "get_attr")
 
 

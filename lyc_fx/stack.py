@@ -1,19 +1,17 @@
 """What the user asks for: adapter sets, each with a strength, and how they combine."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any, final, get_args
 
 from lyc_fx.adapters import AdapterSet
+from lyc_fx.chosen import Adapters, Blocks, chosen
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Convention
 
-Blocks = Mapping[str, float]
-"""Factors by fnmatch pattern over the model's weight names; the first pattern that matches counts, else 1"""
-Adapters = AdapterSet | Sequence[tuple[AdapterSet, float | Blocks]]
-"""One adapter set, or several, each with a strength (a number, or factors by pattern)"""
+__all__ = ["Adapters", "Blocks", "Part", "Stack", "stacked"]
 
 
 @final
@@ -72,16 +70,12 @@ def stacked(
 ) -> Stack:
     """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
 
-    Raises BadAdapter for a strength that is no finite number and an unknown convention, TypeError for what is no
-    adapter set.
+    Raises BadAdapter for a strength that is no finite number and an unknown convention, and as `chosen`.
     """
     if convention not in get_args(Convention):
         raise BadAdapter(f"there is no convention {convention!r}, only {', '.join(get_args(Convention))}")
-    pairs: list[Any] = [(adapters, 1.0)] if isinstance(adapters, AdapterSet) else list(adapters)
     parts = []
-    for pair in pairs:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], AdapterSet)):
-            raise TypeError("adapters must be what lyc_fx.load returns, or a list of (adapters, strength) pairs")
+    for pair in chosen(adapters):
         blocks = tuple(given for given in (pair[1], strength) if isinstance(given, Mapping))
         value = 1.0
         for given in (pair[1], strength):

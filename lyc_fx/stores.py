@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadFile, Unsupported
+from lyc_fx.files import path_of
 from lyc_fx.formats.container import opened
 
 
@@ -138,7 +139,7 @@ def store_for(keep: str | os.PathLike[str]) -> Store:
     """
     if keep in ("memory", "pinned", "disk"):
         return {"memory": Memory, "pinned": Pinned, "disk": Disk}[str(keep)]()
-    path = Path(keep)
+    path = path_of(keep, "keep")
     if not path.exists():
         raise BadFile(f'{path}: keep is "memory", "pinned", "disk", a folder or a safetensors file; there is none here')
     return Disk(path) if path.is_dir() else Checkpoint(path)

@@ -9,7 +9,6 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from lyc_fx.adapters import AdapterSet
 from lyc_fx.binding import Binding
 from lyc_fx.blockwise import Run, threads
 from lyc_fx.errors import Unsupported
@@ -19,13 +18,11 @@ from lyc_fx.report import Report
 from lyc_fx.slots import Slot, overwrite, preserved
 from lyc_fx.stack import Adapters, Blocks, stacked
 from lyc_fx.stores import Store, store_for
-
-Chosen = Adapters | Mapping[AdapterSet, float | Blocks]
-"""As for `merge`, or strengths by adapter set; an empty one for none"""
+from lyc_fx.whole import Pipeline, whole
 
 
-def live(model: nn.Module, keep: str | os.PathLike[str] = "memory") -> "Live":
-    """A model whose adapters may be changed at any time: `live(model).set({style: 0.8, detail: 0.5})`.
+def live(model: nn.Module | Pipeline, keep: str | os.PathLike[str] = "memory") -> "Live":
+    """A model, or a pipeline, whose adapters may be changed at any time: `live(model).set({style: 0.8, detail: 0.5})`.
 
     `keep` says where the base weights are while adapters are on: "memory" (a copy on the CPU of each weight that is
     ever adapted), "pinned" (the same in page-locked memory, for a model on a GPU), "disk" or a folder (mapped
@@ -33,7 +30,7 @@ def live(model: nn.Module, keep: str | os.PathLike[str] = "memory") -> "Live":
 
     Raises BadFile where there is no such file or folder, and Unsupported for "pinned" without CUDA.
     """
-    return Live(model, store_for(keep))
+    return Live(whole(model), store_for(keep))
 
 
 @final
@@ -52,11 +49,14 @@ class Live:
         self.report = Report(())
         """Of the last `set`"""
 
+    def __repr__(self) -> str:
+        return f"<Live {type(self._model).__name__}: {len(self._adapted)} weights adapted>"
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def set(
         self,
-        adapters: Chosen,
+        adapters: Adapters,
         strength: float | Blocks = 1.0,
         *,
         strict: bool = True,
@@ -73,8 +73,9 @@ class Live:
         Raises as `merge`; Unsupported for a weight that is tied or computed, and for one that something else has
         changed since it was first adapted; BadFile where the base cannot be kept or is not what the file holds.
         """
-        pairs = list(adapters.items()) if isinstance(adapters, Mapping) else adapters
-        stack = stacked(pairs, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
+        stack = stacked(
+            adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite
+        )
         found, binding = bound(self._model, stack, strict=strict)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}
         self._refuse(wanted)

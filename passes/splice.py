@@ -45,6 +45,7 @@ class Splice(PassBase):
     def call(self, gm: GraphModule) -> PassResult:
         if hasattr(gm, BANK):
             raise InvalidGraph("the program carries adapters already: splice them all at once, as a list of pairs")
+        fake_mode(gm)
         targets = _targets(gm)
         described = {name: _describe(name, nodes[0], targets) for name, nodes in targets.items()}
         fused = twins({name: get_tensor(gm, name) for name in _stored(gm)})

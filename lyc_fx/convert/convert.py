@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.chosen import Source, one
 from lyc_fx.convert.gather import Made, gathered
 from lyc_fx.convert.like import own_shapes
 from lyc_fx.convert.truncated import truncated
@@ -34,8 +35,9 @@ class Conversion:
         save(self.contents, path, inputs)
 
 
-def convert(adapters: AdapterSet, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
-    """The adapters in another convention (`naming.Target`): lycoris, kohya, peft, diffusers, comfyui or nhwc.
+def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
+    """Adapters, of a file or as `load` returned them, in another convention (`naming.Target`): lycoris, kohya, peft,
+    diffusers, comfyui or nhwc.
 
     `like` is the model that they are for: a module, a safetensors file or a folder with some, or the shapes of its
     parameters. Without `like` the file's own names are taken for the model's; they must be dotted then, unless the
@@ -53,6 +55,7 @@ def convert(adapters: AdapterSet, to: str, *, like: Like | None = None, svd: int
     except ValueError as error:
         known = ", ".join(target.value for target in Target)
         raise Unsupported(f"there is no convention {to!r}, only {known}") from error
+    adapters = one(adapters)
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
     shapes = own_shapes(adapters, target) if like is None else shapes_of(like)

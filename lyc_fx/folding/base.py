@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadFile
+from lyc_fx.files import path_of
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.header import Layout, Stored, read
 from lyc_fx.folding.scaled import with_scales
@@ -92,7 +93,7 @@ def based(path: str | os.PathLike[str]) -> Base:
 
     Raises BadFile for anything else.
     """
-    root = Path(path)
+    root = path_of(path, "the base")
     if root.name.endswith(_INDEX) and os.path.isfile(root):
         root = root.parent
     if not os.path.isdir(root):  # pathlib raises for a name that is too long

@@ -4,13 +4,13 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
+from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
@@ -53,7 +53,7 @@ def load(
         tensors = dict(source)
         said = Source("<tensors>", frozenset(source), config=config, layout=layout, shapes=_shapes(tensors))
     else:
-        path = tensors_of(Path(source))
+        path = tensors_of(path_of(source, "what to load"))
         tensors, metadata = read_tensors(path)
         beside = config or configuration(path)
         said = Source(str(path), frozenset(tensors), metadata, beside, layout, _shapes(tensors))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing, umask, unique, write_safetensors
+from lyc_fx.files import path_of, replacing, umask, unique, write_safetensors
 from lyc_fx.formats.format import Contents
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -19,7 +19,7 @@ def save(contents: Contents, path: str | os.PathLike[str], inputs: Iterable[str 
 
     Raises BadFile where the path is one of `inputs`, cannot be written, or is a directory that has something in it.
     """
-    target = Path(path)
+    target = path_of(path, "the output")
     if contents.config is None:
         _write(contents, target, inputs)
         return
