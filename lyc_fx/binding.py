@@ -1,7 +1,7 @@
 """Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -142,6 +142,7 @@ def bind(
     an error all the same.
     """
     names = Names({name: weight.logical for name, weight in weights.items()}, aliases)
+    components = _components(stack.components, names)
     targets: dict[str, list[Bound]] = defaultdict(list)
     applied: list[Applied] = []
     refused: list[Unused] = []
@@ -157,17 +158,18 @@ def bind(
                 why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: it is left out as a whole"
                 refused += [Unused(key, adapters.source, why) for key in entry.keys]
                 continue
-            found = names.find(entry.module, entry.leaf)
-            if not found and entry.leaf == "bias" and entry.adapter.keeps_zero:
+            places = {tuple(names.find(entry.module, entry.leaf, each)) for each in components} - {()}
+            if not places and entry.leaf == "bias" and entry.adapter.keeps_zero:
                 continue  # a module without bias: nothing is lost, and a lost module is known from its weight
-            if not found:
+            if not places:
                 lost.append((adapters, entry))
                 refused += [Unused(key, adapters.source, f"no such {entry.leaf} in the model") for key in entry.keys]
                 continue
             try:
                 bound = [
                     (each, Bound(own, index, part.strength, part.factor(each.parameter), each.rows))
-                    for piece, adapter in placed(entry, found, taken, weights)
+                    for place in sorted(places, key=repr)
+                    for piece, adapter in placed(entry, list(place), taken, weights)
                     for each, own in mirrored(piece, adapter, weights, same)
                 ]
             except BadAdapter as error:
@@ -188,8 +190,31 @@ def bind(
         hint = f"\n{advice(lost, [row.module for row in applied])}" if lost and strict else ""
         raise BadAdapter("\n".join([f"{len(faults)} adapters cannot be applied:", *shortened(faults)]) + hint)
     untouched = tuple(name for name, weight in weights.items() if len(weight.shape) > 1 and name not in targets)
-    report = Report(tuple(applied), tuple(refused), untouched=untouched)
+    notes = _taken(names, targets) if not stack.components else ()
+    report = Report(tuple(applied), tuple(refused), notes, untouched)
     return Binding({n: tuple(b) for n, b in targets.items()}, report, stack.sequential, stack.allow_nonfinite)
+
+
+def _components(asked: Sequence[str], names: Names) -> Sequence[str | None]:
+    """The denoisers to which names of either are bound. Raises BadAdapter for what is none of several."""
+    for each in asked:
+        if each not in names.twins:
+            known = ", ".join(names.twins) or "the model has no two"
+            raise BadAdapter(f"component {each}: is none of the components that have the same names: {known}")
+    return asked or (None,)
+
+
+def _taken(names: Names, targets: Iterable[str]) -> tuple[str, ...]:
+    """What to say where the names of several components are the same, and one of them has all adapters."""
+    found = {prefix for target in targets if (prefix := target.partition(".")[0]) in names.twins}
+    if len(found) != 1:
+        return ()
+    [taken] = found
+    others = " and ".join(name for name in names.twins if name != taken)
+    return (
+        f"{taken} and {others} have the same names, and the adapters went to {taken}: component={others!r} "
+        f"(command line: --component {others}) takes the other",
+    )
 
 
 def _row(piece: Piece, bound: Bound, entry: Entry, source: str, weight: Weight) -> Applied:

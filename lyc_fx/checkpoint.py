@@ -1,7 +1,7 @@
 """The checkpoint road: adapters folded into safetensors files, without any model code."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -43,6 +43,7 @@ def fold_checkpoint(
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
+    component: str | Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
@@ -56,6 +57,8 @@ def fold_checkpoint(
     `base` is a safetensors file, an index of shards, or a folder of a model or a pipeline; then `out` is a new
     folder, which gets the configurations and tokenizers as well. `adapters`, the strengths, `convention` and
     `sequential` are as in `splice`.
+
+    `component` is as in `merge`.
 
     `transposed` lists fnmatch patterns of weights that are stored `(in, out)` (Conv1D of GPT-2), and after a `!` of
     those that are not; only weights of whose orientation the bias says nothing need one (`lyc_fx.orientation`).
@@ -78,7 +81,14 @@ def fold_checkpoint(
     target = path_of(out, "the output")
     if rounding not in ("nearest", "stochastic"):
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
-    stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
+    stack = stacked(
+        adapters,
+        strength,
+        convention=convention,
+        sequential=sequential,
+        allow_nonfinite=allow_nonfinite,
+        component=component,
+    )
     source = based(base)
     patterns = tuple(transposed)
     tied = ties(source)

@@ -1,5 +1,6 @@
 """The live road: adapters merged into the parameters of an `nn.Module`, in place."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -31,6 +32,7 @@ def merge(
     sequential: bool = False,
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
+    component: str | Sequence[str] | None = None,
 ) -> Report:
     """Merge adapters into the parameters of a model, or of a pipeline's components, in place:
     `W ← round(W + Σ change(W, strength))`.
@@ -43,12 +45,22 @@ def merge(
     report says so, and how much each weight changed. Adapters, strengths, `convention` and `sequential` are as in
     `splice`.
 
+    `component` says which is meant of a pipeline's components that have the same names, such as `transformer` and
+    `transformer_2` of Wan 2.2 (or several of them); without it the first, and the report says so.
+
     Raises BadAdapter, listing every adapter that finds no weight or does not fit, or naming a merged weight that
     overflows, or a base weight that holds NaN or infinity (unless `allow_nonfinite`); Unsupported for a captured
     program, and for weights on the meta device or computed in a way that cannot give the merged weight. Warns with
     NothingChanged where all weights are as they were.
     """
-    stack = stacked(adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite)
+    stack = stacked(
+        adapters,
+        strength,
+        convention=convention,
+        sequential=sequential,
+        allow_nonfinite=allow_nonfinite,
+        component=component,
+    )
     found, binding = bound(whole(model), stack, strict=strict)
     notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:

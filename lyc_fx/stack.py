@@ -1,6 +1,6 @@
 """What the user asks for: adapter sets, each with a strength, and how they combine."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
@@ -44,6 +44,8 @@ class Stack:
     sequential: bool = False
     allow_nonfinite: bool = False
     """Whether base weights may hold NaN and infinity"""
+    components: tuple[str, ...] = ()
+    """Which of the components that have the same names are meant; empty: the first"""
 
     def order(self) -> list[int]:
         """The order of summing: by digest, so that the same adapters give the same bits in whatever order."""
@@ -67,6 +69,7 @@ def stacked(
     convention: Convention = "interpolate",
     sequential: bool = False,
     allow_nonfinite: bool = False,
+    component: str | Sequence[str] | None = None,
 ) -> Stack:
     """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
 
@@ -84,7 +87,8 @@ def stacked(
             if not isfinite(_number(factor, pair[0].source)):
                 raise BadAdapter(f"{pair[0].source}: strength {factor} is not finite")
         parts.append(Part(pair[0].in_convention(convention), value, blocks))
-    return Stack(tuple(parts), sequential, allow_nonfinite)
+    components = (component,) if isinstance(component, str) else tuple(component or ())
+    return Stack(tuple(parts), sequential, allow_nonfinite, components)
 
 
 def _number(strength: Any, source: str) -> float:

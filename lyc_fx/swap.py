@@ -1,7 +1,7 @@
 """Adapters that come and go on a running model: each choice is merged into the base weights, which are kept."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, final
@@ -64,6 +64,7 @@ class Live:
         sequential: bool = False,
         compute: torch.dtype | None = None,
         allow_nonfinite: bool = False,
+        component: str | Sequence[str] | None = None,
     ) -> Report:
         """Make the weights what `merge` with these arguments makes of the base: `W ← round(base + Σ change)`.
 
@@ -74,7 +75,12 @@ class Live:
         changed since it was first adapted; BadFile where the base cannot be kept or is not what the file holds.
         """
         stack = stacked(
-            adapters, strength, convention=convention, sequential=sequential, allow_nonfinite=allow_nonfinite
+            adapters,
+            strength,
+            convention=convention,
+            sequential=sequential,
+            allow_nonfinite=allow_nonfinite,
+            component=component,
         )
         found, binding = bound(self._model, stack, strict=strict)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}

@@ -60,6 +60,10 @@ def command(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Weights stored (in, out), as in GPT-2's Conv1D; !PATTERN: not."),
     ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Of components with the same names, such as transformer_2, the one meant."),
+    ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Merge also into weights of BASE that hold NaN or infinity.")
     ] = False,
@@ -112,6 +116,7 @@ def command(
             sequential=sequential,
             transposed=transposed or (),
             allow_nonfinite=allow_nonfinite,
+            component=component,
             dtype=None if dtype is None else getattr(torch, dtype.value),
             rounding=rounding.value,
             seed=seed,

@@ -101,7 +101,17 @@ def _fingerprint(fold: "Fold") -> str:
     ]
     turned = [name for name, weight in sorted(fold.merger.weights.items()) if weight.transposed]
     merger = fold.merger
-    return json.dumps([fold.provenance.entry, turned, str(fold.dtype), str(merger.compute), merger.seed, parts])
+    return json.dumps(
+        [
+            fold.provenance.entry,
+            sorted(merger.binding.targets),
+            turned,
+            str(fold.dtype),
+            str(merger.compute),
+            merger.seed,
+            parts,
+        ]
+    )
 
 
 def _carry(fold: "Fold", work: Path) -> None:

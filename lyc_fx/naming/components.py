@@ -3,11 +3,13 @@
 Several text encoders may have the same inner names. A name is for those whose roles are among those of its prefix.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
-Role = Literal["denoiser", "te1", "te2", "te3", "autoencoder"]
+Role = Literal["denoiser", "denoiser_2", "te1", "te2", "te3", "autoencoder"]
 
 _DENOISER: frozenset[Role] = frozenset({"denoiser"})
+_SECOND: frozenset[Role] = frozenset({"denoiser_2"})
 _TE1: frozenset[Role] = frozenset({"te1"})
 _TE2: frozenset[Role] = frozenset({"te2"})
 _TE3: frozenset[Role] = frozenset({"te3"})
@@ -19,6 +21,7 @@ COMPONENTS: dict[str, frozenset[Role]] = {
     "diffusion_model.": _DENOISER,
     "unet.": _DENOISER,
     "transformer.": _DENOISER,
+    "transformer_2.": _SECOND,
     "prior.": _DENOISER,
     "cond_stage_model.transformer.": _TE1,
     "cond_stage_model.model.": _TE1,
@@ -55,6 +58,29 @@ PREFIXES: dict[str, frozenset[Role]] = {
     "lora_prior_te": _TE1,
 }
 """What LyCORIS, kohya and OneTrainer put before flattened names, with an underscore; an empty set is any role"""
+
+
+DENOISERS = _DENOISER | _SECOND
+"""Of components that may have the same names, such as the two of Wan 2.2: one for each half of the steps"""
+
+
+def twins(parameters: Iterable[str]) -> dict[str, Role]:
+    """The denoisers of a model that has several, by their names, with their roles; empty where it has one."""
+    prefixes = dict(component_of(parameter) for parameter in parameters)
+    found = {each.removesuffix("."): role for each in sorted(prefixes) for role in prefixes[each] & DENOISERS}
+    return found if "denoiser_2" in found.values() and len(found) > 1 else {}
+
+
+def fits(roles: frozenset[Role], own: frozenset[Role], chosen: Role | None) -> bool:
+    """Whether a name for some roles (none: any) may mean a parameter of a component, given which denoiser is chosen.
+
+    Unless one is chosen, only a name that says so means the second.
+    """
+    if own & DENOISERS and chosen is not None:
+        return chosen in own and (not roles or bool(roles & DENOISERS))
+    if own == _SECOND:
+        return bool(roles & own)
+    return not roles or not own or bool(roles & own)
 
 
 def split(module: str) -> list[tuple[frozenset[Role], str]]:

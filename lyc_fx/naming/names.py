@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Protocol, final
 
 from lyc_fx.naming.clip import Clip
-from lyc_fx.naming.components import PREFIXES, Role, component_of, split
+from lyc_fx.naming.components import DENOISERS, PREFIXES, Role, component_of, fits, split, twins
 from lyc_fx.naming.flux import FLUX
 from lyc_fx.naming.fused import FUSED
 from lyc_fx.naming.piece import Pieces, Shapes, whole
@@ -84,29 +84,40 @@ class Names:
         self._known = {name: name for name in shapes}
         self._known |= {alias: name for alias, name in aliases.items() if name in self._known}
         self._known |= {plain: self._known[name] for plain, name in plain_names(self._known).items()}
+        self.twins = twins(shapes)
         every = {name: tuple(shapes[own]) for name, own in self._known.items()}
         self.all = tuple(_all_names(every))
         self._flat: dict[tuple[str, str], list[Name]] = defaultdict(list)
         for name in self.all:
             self._flat[name.leaf, flatten(name.path)].append(name)
 
-    def find(self, module: str, leaf: str) -> list[Pieces]:
-        """What the file may mean: one sequence of pieces where all is well, none, or several that collide."""
+    def find(self, module: str, leaf: str, component: str | None = None) -> list[Pieces]:
+        """What the file may mean: one sequence of pieces where all is well, none, or several that collide.
+
+        `component` is the one of `twins` that names of either mean.
+        """
+        chosen = None if component is None else self.twins[component]
         whole_names = (*split(module), *split(unwrapped(module)))
         readings = dict.fromkeys((roles, path) for roles, name in whole_names for path in (name, unwrapped(name)))
         if "." in module:
             for _, path in readings:
                 for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):
-                    if name in self._known:
+                    if name in self._known and (chosen is None or self._is_of(component, self._known[name])):
                         return [whole(self._known[name])]
         found = [
             name
             for roles, path in readings
             for name in self._flat.get((leaf, flatten(path)), ())
-            if not roles or not name.roles or roles & name.roles
+            if fits(roles, name.roles, chosen)
+            and (chosen is None or all(self._is_of(component, piece.parameter) for piece in name.pieces))
         ]
         best = min((name.precedence for name in found), default=0)
         return sorted({self._resolved(name.pieces) for name in found if name.precedence == best}, key=repr)
+
+    def _is_of(self, component: str | None, parameter: str) -> bool:
+        """Whether a parameter is of this denoiser, or of none."""
+        owner, roles = component_of(parameter)
+        return not roles & DENOISERS or owner == f"{component}."
 
     def _resolved(self, pieces: Pieces) -> Pieces:
         return tuple(replace(piece, parameter=self._known[piece.parameter]) for piece in pieces)
