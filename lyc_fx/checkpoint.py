@@ -11,7 +11,7 @@ import torch
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import Convention
-from lyc_fx.files import path_of, sync
+from lyc_fx.files import sync
 from lyc_fx.folding.base import Base, Part, based
 from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
@@ -34,7 +34,7 @@ MEMORY = 512 * 2**20
 def fold_checkpoint(
     base: Path_,
     adapters: Adapters,
-    out: Path_,
+    out: Path_ | None,
     strength: float | Blocks = 1.0,
     *,
     strict: bool = True,
@@ -50,6 +50,7 @@ def fold_checkpoint(
     memory: int = MEMORY,
     verify: bool = False,
     resume: bool = False,
+    force: bool = True,
     progress: Progress = lambda name, size: None,
 ) -> Report:
     """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights.
@@ -72,13 +73,15 @@ def fold_checkpoint(
     Where a folder's config.json ties the head to the embedding, an adapter of one of them changes that one alone, as
     in training: both are written then, and the new configuration ties nothing.
 
-    The output appears under its name only when it is whole. `resume` (for folders) keeps the shards that were done
+    The output appears under its name only when it is whole; a file of that name, or a folder that lyc-fx wrote,
+    is replaced, or with `force=False` an error. `resume` (for folders) keeps the shards that were done
     when it is interrupted, and goes on from there. Under torchrun each rank takes its share of the shards.
+
+    With `out=None` nothing is written: everything else is done, and what a fold would raise is raised.
 
     Raises BadFile, BadAdapter and Unsupported (a packed dtype; another `dtype` for float8 in units of a scale); then
     there is no output, and an older file of that name is as it was.
     """
-    target = path_of(out, "the output")
     if rounding not in ("nearest", "stochastic"):
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
     stack = stacked(
@@ -112,7 +115,11 @@ def fold_checkpoint(
     provenance = Provenance.of(stack, convention)
     fold = Fold(source, merger, dtype, provenance, memory, verify, untied)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
-    written_to(target, fold, inputs, resume=resume, progress=progress)
+    if out is None:
+        for part in source.parts:
+            fold.write(part, None, progress)
+    else:
+        written_to(out, fold, inputs, resume=resume, force=force, progress=progress)
     for tie in (each for each in tied if each not in untied):  # its other names have the effect of what is stored
         merger.effects |= {a: merger.effects[s] for a, s in tie.aliases.items() if s in merger.effects}
     folded = [note for part in source.parts for note in provenance.repeated(part.metadata)]
@@ -148,18 +155,19 @@ class Fold:
         }
         return laid_out(part.layout.tensors, dtypes, self.provenance.added_to(part.metadata))
 
-    def write(self, part: Part, target: Path, progress: Progress) -> None:
-        """Write the merged copy of one file."""
+    def write(self, part: Part, target: Path | None, progress: Progress) -> None:
+        """Write the merged copy of one file; without a target compute it only."""
         layout = self.layout(part)
         with one_thread_each():
             cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
         work = jobs(part.layout, layout, {name: cut for name, cut in cuts.items() if cut is not None})
-        _reserve(target, layout.bytes)
+        if target is not None:
+            _reserve(target, layout.bytes)
         waiting = self.memory // 4  # the rest is for blocks in work
         with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
             sink.put(0, layout.header)
             run(part.path, sink, work, self.merger.of(part.prefix), memory=self.memory - waiting, progress=progress)
-        if sink.checksums is not None:
+        if target is not None and sink.checksums is not None:
             sync(target)
             read_back(target, sink.checksums)
 

@@ -1,5 +1,6 @@
 """Saving a folded program, by the file's suffix."""
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
-from lyc_fx.files import STORED, path_of, replacing, write_safetensors
+from lyc_fx.files import STORED, metadata_of, path_of, replacing, write_safetensors
 from lyc_fx.program import BANK, facts, get_tensor, without_autocast
 
 
@@ -28,23 +29,25 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
     """Save a program: `.safetensors` holds the weights under the base model's keys, `.pt2` a whole
     `torch.export` program with the sizes that were dynamic at capture (load it with `torch.export.load`).
 
-    `metadata` goes into the safetensors header. The file appears under its name only when it is whole.
+    `metadata`, text by text, goes into the safetensors header, or into a .pt2 as its extra file `metadata.json`. The
+    file appears under its name only when it is whole.
     Raises Unsupported for another suffix or dtype, InvalidGraph where adapters are not folded yet (.safetensors)
     or weights have no values, and BadFile where the file cannot be written. Warns with Untied where a .safetensors file
     has two values for what was one tensor in the model.
     """
     if not isinstance(program, nn.Module):
         raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
+    said = metadata_of(metadata)
     suffix = path_of(path, "the output").suffix
     if suffix == ".safetensors":
-        _weights(program, path, {"format": "pt", **(metadata or {})})
+        _weights(program, path, {"format": "pt", **said})
     elif suffix == ".pt2":
         if not isinstance(program, GraphModule):
             raise InvalidGraph(f"{path}: .pt2 takes a captured program, not {type(program).__name__}")
         _refuse_empty(path, {name: get_tensor(program, name) for name in _reads(program)})
         exported = _exported(program)
         with replacing(path) as part, part.open("wb") as file:
-            torch.export.save(exported, file)
+            torch.export.save(exported, file, extra_files={"metadata.json": json.dumps(said)} if said else None)
     else:
         raise Unsupported(f"{path}: export writes .safetensors and .pt2, not {suffix or 'a file without suffix'}")
 

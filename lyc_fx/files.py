@@ -35,19 +35,16 @@ def path_of(value: object, what: str) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not.
 
-    Raises BadFile where `path` is a directory or one of the inputs, and for a disk that is full.
+    Raises BadFile where `path` is a directory, and for a disk that is full.
     """
     target = Path(path)
     if target.is_dir():
         raise BadFile(f"{target}: is a directory; name the output file")
     if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
         raise BadFile(f"{target}: is not a regular file; name another output")
-    for source in inputs:
-        if target.exists() and Path(source).exists() and os.path.samefile(target, source):
-            raise BadFile(f"{target}: is an input as well as the output; name another output")
     part = unique(target)
     try:  # before the file is there: a signal may come at any time
         part.touch(0o600, exist_ok=False)
@@ -97,6 +94,14 @@ def write_safetensors(
         assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, dtype, tuple(shape))
         if tensor.numel():
             file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def metadata_of(given: Mapping[str, str] | None) -> dict[str, str]:
+    """Metadata that a safetensors header can hold. Raises WrongArgument for what is not all text."""
+    for key, value in (given or {}).items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise WrongArgument(f"metadata: {key!r}: {value!r:.40} is not text, as keys and values must be: str(…) it")
+    return dict(given or {})
 
 
 def sync(path: Path) -> None:

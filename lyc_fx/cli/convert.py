@@ -37,6 +37,7 @@ def command(
         int | None,
         typer.Option(metavar="RANK", min=1, help="Approximate what has no exact form of this rank; prints the error."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -46,7 +47,7 @@ def command(
         from lyc_fx.convert import convert
 
         conversion = convert(load(file), to.value, like=like, svd=svd)
-        conversion.save(out, [file])
+        conversion.save(out, [file], force=force)
     if as_json:
         modules = [_data(made) for made in conversion.modules]
         typer.echo(json.dumps({"output": str(out), "convention": to.value, "modules": modules}, indent=1))

@@ -34,8 +34,9 @@ def command(
         typer.Argument(metavar="ADAPTER[@STRENGTH]...", help="Adapter files; a.safetensors@0.5 has half its effect."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT", help="Where the merged one goes; for a folder a new folder.")
-    ],
+        Path | None,
+        typer.Option("--out", "-o", metavar="OUT", help="Where the merged one goes; for a folder a new folder."),
+    ] = None,
     strength: Annotated[float, typer.Option(metavar="FACTOR", help="Multiplies the strength of every adapter.")] = 1.0,
     strict: Annotated[
         bool, typer.Option("--strict/--no-strict", help="Whether a key that finds no weight is an error.")
@@ -80,8 +81,10 @@ def command(
         bool, typer.Option("--resume", help="Of a folder: keep finished shards when interrupted, and go on from them.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what each key would change, or why nothing (see coverage).")
+        bool,
+        typer.Option("--dry-run", help="Do all but write, with the same checks and errors; needs no OUT."),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -90,26 +93,27 @@ def command(
     blocks = dict(parse_block(text) for text in block or [])
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # under torchrun the first rank speaks for all
     started = perf_counter()
+    if out is None and not dry_run:
+        raise typer.BadParameter("--out/-o says where the merged one goes; --dry-run needs none")
     with working("loading the adapters", quiet=quiet):
-        if not dry_run:
-            begin(base)  # the import of torch takes a second
-            keep_freed_memory()
+        begin(base)  # the import of torch takes a second
+        keep_freed_memory()
         import torch
 
         from lyc_fx import fold_checkpoint
+        from lyc_fx.outputs import free
         from lyc_fx.report import NothingChanged
 
         stack = _load(wanted, only or [], exclude or [])
-    if dry_run:
-        _only_say(base, [file for file, _ in stack], as_json)
-        return
+        if dry_run and out is not None:
+            free(out, [base, *(each.path for each in wanted)], folder=base.is_dir(), force=force)
     size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChanged)  # it is said below
         report = fold_checkpoint(
             base,
             [(file, value * strength) for file, value in stack],
-            out,
+            None if dry_run else out,
             blocks or 1.0,
             strict=strict,
             convention=convention.value,
@@ -123,15 +127,17 @@ def command(
             memory=memory * 2**20,
             verify=verify,
             resume=resume,
+            force=force,
             progress=progress,
         )
     seconds = perf_counter() - started
+    written = None if dry_run or out is None else _bytes(out)
     if as_json and not int(os.environ.get("RANK", "0")):
-        facts = {"output": str(out), "bytes": _bytes(out), "seconds": round(seconds, 3)}
+        facts = {"output": None if written is None else str(out), "bytes": written, "seconds": round(seconds, 3)}
         typer.echo(json.dumps(facts | report.to_dict(), indent=1))
     elif not quiet:
-        typer.echo(_summary(report))
-        typer.echo(f"wrote {out} ({decimal(_bytes(out) or 0)}) in {seconds:.1f} s")
+        typer.echo(report if dry_run else _summary(report))
+        typer.echo("nothing was written" if dry_run else f"wrote {out} ({decimal(written or 0)}) in {seconds:.1f} s")
     if report.nothing_changed is not None:
         typer.echo(f"warning: {report.nothing_changed}", err=True)  # also with --quiet
     if not quiet:
@@ -143,15 +149,6 @@ def _bytes(path: Path) -> int | None:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
     return path.stat().st_size if path.is_file() else None
-
-
-def _only_say(base: Path, adapters: "Sequence[AdapterSet]", as_json: bool) -> None:
-    from lyc_fx import coverage
-
-    found = coverage(adapters, base)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
-    if not found.complete:
-        raise typer.Exit(1)
 
 
 def _load(wanted: Sequence[Wanted], only: Sequence[str], exclude: Sequence[str]) -> list[tuple["AdapterSet", float]]:

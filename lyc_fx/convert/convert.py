@@ -30,9 +30,9 @@ class Conversion:
     contents: Contents
     modules: tuple[Made, ...]
 
-    def save(self, path: Path_, inputs: Iterable[Path_] = ()) -> None:
-        """Write a file, or for PEFT a new directory (`formats.save`)."""
-        save(self.contents, path, inputs)
+    def save(self, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True) -> None:
+        """Write a file, or for PEFT a directory (`formats.save`)."""
+        save(self.contents, path, inputs, force=force)
 
 
 def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:

@@ -8,44 +8,48 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing, sync, umask, unique
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 from lyc_fx.folding.ties import untied_config
+from lyc_fx.outputs import Path_, free, move_folder
 
 if TYPE_CHECKING:
     from lyc_fx.checkpoint import Fold
 
-Path_ = str | os.PathLike[str]
 _FINGERPRINT = ".fold.json"
+_DTYPES = ("dtype", "torch_dtype")
+"""What transformers calls the dtype of a model's weights"""
 
 
-def written_to(target: Path, fold: "Fold", inputs: Iterable[Path_], *, resume: bool, progress: Progress) -> None:
+def written_to(
+    path: Path_, fold: "Fold", inputs: Iterable[Path_], *, resume: bool, force: bool, progress: Progress
+) -> None:
     """Write a fold. Under torchrun every rank calls this; when one fails, all do, and nothing is left.
 
-    Raises BadFile where the target cannot be written, or is an input.
+    Raises BadFile where the path cannot be written, is an input, or exists (unless `force`).
     """
     with ranks() as all_:
         if not fold.base.folder:
             if resume:
                 raise BadFile("--resume is for folders of shards: a single file is written anew")
             with all_.together():
+                target = free(path, inputs, folder=False, force=force)
                 if all_.first:
-                    with replacing(target, inputs) as part:
+                    with replacing(target) as part:
                         fold.write(fold.base.parts[0], part, progress)
             return
+        with all_.together():
+            target = free(path, inputs, folder=True, force=force)
         _folder(target, fold, all_, resume=resume, progress=progress)
 
 
 def _folder(target: Path, fold: "Fold", all_: Ranks, *, resume: bool, progress: Progress) -> None:
-    with all_.together():
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise BadFile(f"{target}: exists; the output of a folder is a new one: name another")
-        if target.resolve() == fold.base.root.resolve() or fold.base.root.resolve() in target.resolve().parents:
-            raise BadFile(f"{target}: lies in the base; name another output")
     work = Path(all_.said(lambda: str(_workspace(target, resume=resume))))
     done = False
     try:
@@ -121,8 +125,20 @@ def _carry(fold: "Fold", work: Path) -> None:
         shutil.copyfile(fold.base.root / inside, work / inside)
         if inside.name.endswith(".safetensors.index.json") and (fold.dtype is not None or fold.untied):
             _index(work / inside, fold, inside.parent)
-        if inside in {tie.config for tie in fold.untied}:
-            (work / inside).write_text(untied_config((fold.base.root / inside).read_text()))
+        untied = inside in {tie.config for tie in fold.untied}
+        if inside.name == "config.json" and (untied or fold.dtype is not None):
+            config = json.loads((work / inside).read_text())
+            config = untied_config(config) if untied else config
+            config = config if fold.dtype is None else with_dtype(config, fold.dtype)
+            (work / inside).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def with_dtype(config: Any, dtype: torch.dtype) -> Any:
+    """A configuration of transformers in which what it says of the weights' dtype, also of a part, is this one."""
+    if not isinstance(config, dict):
+        return config
+    name = str(dtype).removeprefix("torch.")
+    return {k: name if k in _DTYPES and isinstance(v, str) else with_dtype(v, dtype) for k, v in config.items()}
 
 
 def _index(index: Path, fold: "Fold", folder: Path) -> None:
@@ -143,10 +159,9 @@ def _finish(work: Path, target: Path) -> None:
         if file.is_file():
             sync(file)
     try:
-        work.replace(target)
+        move_folder(work, target)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
-    sync(target.parent)
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from typing import Any, Self, final
 
 import lyc_fx
 from lyc_fx.families import Convention
+from lyc_fx.outputs import FOLD
 from lyc_fx.stack import Stack
-
-KEY = "lyc_fx.fold"
 
 
 @final
@@ -37,7 +36,7 @@ class Provenance:
 
     def added_to(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """A file's metadata with this fold after the ones before it."""
-        return {**metadata, KEY: json.dumps([*_before(metadata), self.entry], sort_keys=True)}
+        return {**metadata, FOLD: json.dumps([*_before(metadata), self.entry], sort_keys=True)}
 
     def repeated(self, metadata: Mapping[str, str]) -> list[str]:
         """A note for each adapter that the file already has in it."""
@@ -58,7 +57,7 @@ class Provenance:
 def _before(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """The entries of earlier folds; a single one is no list in files of version 0.1.0."""
     try:
-        found = json.loads(metadata.get(KEY, "[]"))
+        found = json.loads(metadata.get(FOLD, "[]"))
     except ValueError:
         return []
     entries = found if isinstance(found, list) else [found]

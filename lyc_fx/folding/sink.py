@@ -34,11 +34,13 @@ class Sink:
     The context ends when everything is written, though not yet synced; where it ends by an error, nothing more is.
     """
 
-    def __init__(self, path: Path, size: int, memory: int, *, checksums: bool) -> None:
-        """`memory` bounds what waits to be written, but for the few stretches that are needed to go on."""
+    def __init__(self, path: Path | None, size: int, memory: int, *, checksums: bool) -> None:
+        """`memory` bounds what waits to be written, but for the few stretches that are needed to go on. Without a path
+        nothing is written."""
         self.checksums: dict[int, tuple[int, int]] | None = {} if checksums else None
         """First byte → size and CRC-32, of all that was written"""
-        self._file, self._size, self._limit = DirectFile(path), size, max(3, memory // STRETCH)
+        self._file = None if path is None else DirectFile(path)
+        self._size, self._limit = size, max(3, memory // STRETCH)
         self._stretches: dict[int, _Stretch] = {}
         self._free: list[mmap.mmap] = []
         self._failure: BaseException | None = None
@@ -57,7 +59,8 @@ class Sink:
                 self._wait(lambda: not self._stretches)
         finally:
             self._writers.shutdown(cancel_futures=True)
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
 
     def room(self, start: int, stop: int) -> list[memoryview]:
         """Memory for these bytes, in order, in one or several parts: fill them, then say `filled`.
@@ -102,7 +105,8 @@ class Sink:
     def _write(self, number: int, stretch: _Stretch) -> None:
         data, position = memoryview(stretch.memory)[: stretch.size], number * STRETCH
         try:
-            self._file.write(position, data)
+            if self._file is not None:
+                self._file.write(position, data)
             if self.checksums is not None:
                 self.checksums[position] = (stretch.size, zlib.crc32(data))
         except Exception as error:

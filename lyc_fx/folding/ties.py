@@ -102,12 +102,11 @@ def known_by(weights: Mapping[str, Weight], found: list[Tie]) -> dict[str, Weigh
     return {**more, **weights}
 
 
-def untied_config(text: str) -> str:
-    """A configuration that ties nothing."""
-    config = json.loads(text)
+def untied_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, made to tie nothing."""
     for table in (config, *(t for t in config.values() if isinstance(t, dict) and (FLAG in t or "vocab_size" in t))):
         table[FLAG] = False
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:

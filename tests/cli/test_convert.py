@@ -35,9 +35,9 @@ def test_there_and_back(flux: Path, lyc) -> None:  # type: ignore[no-untyped-def
         assert file.metadata() == {"ss_network_dim": "2"}
     assert lyc("convert", flux / "kohya.safetensors", "--to", "peft", "--like", model, "-o", flux / "peft").code == 0
     for name in ("a.safetensors", "kohya.safetensors", "peft"):
-        assert lyc("fold", model, f"{flux / name}@0.7", "-o", flux / f"{name}.out").code == 0
-    wanted, base = load_file(flux / "a.safetensors.out"), load_file(model)
-    for other in ("kohya.safetensors.out", "peft.out"):
+        assert lyc("fold", model, f"{flux / name}@0.7", "-o", flux / f"out.{name.split('.')[0]}.safetensors").code == 0
+    wanted, base = load_file(flux / "out.a.safetensors"), load_file(model)
+    for other in ("out.kohya.safetensors", "out.peft.safetensors"):
         for name, value in load_file(flux / other).items():
             assert (value - wanted[name]).norm() <= 1e-6 * (wanted[name] - base[name]).norm(), (other, name)
 
@@ -73,14 +73,14 @@ def test_the_error_of_an_approximation_is_printed(flux: Path, lyc) -> None:  # t
         (["--to", "diffusers"], "the model's own names and shapes cannot be read out of these"),
         (["--to", "kohya", "--like", "a.safetensors"], "30 adapters cannot be converted"),
         (["--to", "lycoris", "-o", "a.safetensors"], "is an input as well as the output"),
-        (["--to", "peft", "--like", "model.safetensors", "-o", "."], "exists; a PEFT adapter is a directory"),
+        (["--to", "peft", "--like", "model.safetensors", "-o", "."], "holds a.safetensors, which is an input"),
     ],
     ids=["no model", "no names", "another model", "onto itself", "a directory that is there"],
 )
 def test_refusals(flux: Path, lyc, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(flux)
     before = {path.name: path.read_bytes() for path in flux.iterdir()}
-    said = lyc("convert", "a.safetensors", *(["-o", "out"] if "-o" not in options else []), *options)
+    said = lyc("convert", "a.safetensors", *(["-o", "out.safetensors"] if "-o" not in options else []), *options)
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("error: ") and message in said.err
     assert {path.name: path.read_bytes() for path in flux.iterdir()} == before

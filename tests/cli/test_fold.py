@@ -130,7 +130,7 @@ def test_a_path_may_hold_an_at_sign(files, lyc) -> None:
     odd = files.locon.rename(folder / "my@style@v1")
     assert lyc("fold", files.base, odd, "-o", files.out, "--quiet").code == 0
     whole = load_file(files.out)["fc.weight"].double()
-    assert lyc("fold", files.base, f"{odd}@0.5", "-o", files.out, "--quiet").code == 0
+    assert lyc("fold", files.base, f"{odd}@0.5", "-o", files.out, "--quiet", "--force").code == 0
     half = load_file(files.out)["fc.weight"].double()
     base = load_file(files.base)["fc.weight"].double()
     torch.testing.assert_close(half - base, (whole - base) / 2, rtol=1e-5, atol=1e-6)
@@ -156,7 +156,7 @@ def test_sequential_and_convention_reach_the_fold(files, lyc) -> None:
     save_file({"lycoris_fc.weight": factor, "lycoris_fc.on_input": torch.tensor(0)}, ia3)
     before = load_file(files.base)["fc.weight"].double()
     delta_ = change(files.locon, "fc", before)
-    common = ("fold", files.base, f"{files.locon}@0.5", ia3, "-o", files.out, "--convention", "lycoris")
+    common = ("fold", files.base, f"{files.locon}@0.5", ia3, "-o", files.out, "--convention", "lycoris", "--force")
     for flags, wanted in {
         (): before + 0.5 * delta_ + before * factor.double()[:, None],
         ("--sequential",): (before + 0.5 * delta_) * (1 + factor.double()[:, None]),

@@ -68,6 +68,6 @@ def test_progress_on_a_terminal_after_a_delay(files, lyc, monkeypatch) -> None:
     monkeypatch.setattr(progress, "_DELAY", 0.0)
     before = lyc("fold", files.base, files.locon, "-o", files.out)
     assert re.search(r"loading the adapters|folding", before.err)
-    assert lyc("fold", files.base, files.locon, "-o", files.out, "--quiet").err == ""
+    assert lyc("fold", files.base, files.locon, "-o", files.out, "--quiet", "--force").err == ""
     monkeypatch.setattr(progress, "_DELAY", 60.0)
-    assert lyc("fold", files.base, files.locon, "-o", files.out).err == ""
+    assert lyc("fold", files.base, files.locon, "-o", files.out, "--force").err == ""
