@@ -11,6 +11,7 @@ from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.chosen import Source, one
 from lyc_fx.convert.gather import Made, gathered
 from lyc_fx.convert.like import own_shapes
+from lyc_fx.convert.metadata import metadata_of
 from lyc_fx.convert.truncated import truncated
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families.locon import LoCon
@@ -45,7 +46,8 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
 
     An algorithm that the target does not have becomes LoRA where that is exact (LoHa of rank r²; LoKr; Tucker
     cores), in float32. With `svd`, what has no exact form, or one of a higher rank, becomes the best LoRA of that
-    rank, with the error in the result. The metadata is kept.
+    rank, and so does LoRA of a higher rank, with the error in the result. The metadata is kept, but for what it says of
+    the network.
 
     Raises BadAdapter, listing every adapter that finds no parameter or does not fit; Unsupported, listing those that
     the target cannot hold.
@@ -61,6 +63,7 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     shapes = own_shapes(adapters, target) if like is None else shapes_of(like)
     made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
     made = [_stored(each) for each in made]
+    made = made if svd is None else _reduced(made, svd)
     try:
         return _written(adapters, made, target)
     except Unsupported as refused:
@@ -81,7 +84,26 @@ def _written(adapters: AdapterSet, made: list[Made], target: Target) -> Conversi
         seen.add(key)
     entries = tuple(Entry(each.module, each.leaf, each.adapter, ()) for each in made)
     contents = writer(target.value).write(replace(adapters, entries=entries))
-    return Conversion(contents, tuple(made))
+    metadata = metadata_of(contents.metadata, made, target)
+    return Conversion(replace(contents, metadata=metadata), tuple(made))
+
+
+def _reduced(made: list[Made], rank: int) -> list[Made]:
+    """LoRA of a higher rank, at this rank. Raises Unsupported for what cannot be reduced."""
+    found, faults = [], []
+    for each in made:
+        plain = isinstance(each.adapter, LoCon) and each.adapter.mid is None
+        if not plain or (each.adapter.rank or 0) <= rank:
+            found.append(each)
+            continue
+        try:
+            adapter, error = truncated(each.adapter, each.shape, rank)
+            found.append(_stored(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error)))
+        except BadAdapter as error:
+            faults.append(f"  {', '.join(each.sources)}: {error}")
+    if faults:
+        raise Unsupported("\n".join([f"{len(faults)} adapters have no rank {rank}:", *faults[:_SHOWN]]))
+    return found
 
 
 def _as_low_rank(made: list[Made], svd: int | None, refused: Unsupported) -> list[Made]:

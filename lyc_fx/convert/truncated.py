@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
@@ -20,8 +21,7 @@ def truncated(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon,
         raise BadAdapter(
             f"the change by {adapter.name} {adapter.variant} depends on the weight: it has no matrix to reduce"
         )
-    delta = matrix(adapter.to(torch.float64).delta(shape))
-    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    u, s, vh = _decomposed(adapter, shape)
     kept = min(rank, s.numel())
     root = s[:kept].sqrt()
     norm = float(s.square().sum().sqrt())
@@ -29,3 +29,14 @@ def truncated(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon,
     up, down = u[:, :kept] * root, root[:, None] * vh[:kept]
     ones = [1 for _ in shape[2:]]
     return LoCon(up=up.reshape([*up.shape, *ones]), down=down.reshape([kept, *shape[1:]]), alpha=float(kept)), error
+
+
+def _decomposed(adapter: Additive, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of ΔW as a matrix, in float64; of factors by QR and a matrix of their rank."""
+    if isinstance(adapter, LoCon) and adapter.mid is None:
+        up, down = matrix(adapter.up.double()), matrix(adapter.down.double())
+        left, upper = torch.linalg.qr(up)
+        right, lower = torch.linalg.qr(down.t())
+        u, s, vh = torch.linalg.svd(upper @ lower.t() * adapter.scale)
+        return left @ u, s, vh @ right.t()
+    return torch.linalg.svd(matrix(adapter.to(torch.float64).delta(shape)), full_matrices=False)
