@@ -185,10 +185,12 @@ def bind(
         for adapters in (part.adapters for part in stack.parts):
             faults += [f"  {adapters.source}: {key}: no format reads this key" for key in adapters.unread]
         faults += [f"  strength: no adapted weight matches {p!r}" for p in stack.idle_patterns(targets)]
-        faults += unmatched(lost, names)
+    wrong = len(faults) + (len(lost) if strict else 0)
+    if strict:
+        faults += unmatched(lost, names, [row.module for row in applied])
     if faults:
         hint = f"\n{advice(lost, [row.module for row in applied])}" if lost and strict else ""
-        raise BadAdapter("\n".join([f"{len(faults)} adapters cannot be applied:", *shortened(faults)]) + hint)
+        raise BadAdapter("\n".join([f"{wrong} adapters cannot be applied:", *shortened(faults)]) + hint)
     untouched = tuple(name for name, weight in weights.items() if len(weight.shape) > 1 and name not in targets)
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)

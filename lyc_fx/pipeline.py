@@ -57,5 +57,5 @@ def done(
     rules: Mapping[str, int] = MappingProxyType({}),
 ) -> PassResult:
     """What a pass returns: its result, with a step added to the program's history."""
-    remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses, rules)))
+    remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses, dict(rules))))
     return PassResult(gm, bool(fired))

@@ -206,7 +206,24 @@ def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = No
         gm.register_forward_pre_hook(hook, with_kwargs=True)
     gm.meta = dict(meta if meta is not None else getattr(source, "meta", {}))
     gm.training = source.training
+    gm._register_deepcopy_hook(CopiesHooks(gm))
     return gm
+
+
+@final
+class CopiesHooks:
+    """Gives a deep copy of a program the program's own checks of its inputs, which torch leaves out."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self._gm = gm
+
+    def __call__(self, copied: GraphModule) -> None:
+        for hook in self._gm._forward_pre_hooks.values():
+            copied.register_forward_pre_hook(hook, with_kwargs=True)
+        copied._deepcopy_hooks = [CopiesHooks(copied)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CopiesHooks":
+        return self  # the copy gets its own
 
 
 def cloned(gm: GraphModule) -> GraphModule:

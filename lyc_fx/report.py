@@ -1,10 +1,13 @@
 """What an operation did with each adapter: a table for people, plain data for programs."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Self, final
+
+from lyc_fx.naming.components import component_of
 
 _NAMED = 5
 """Weights that a note names"""
@@ -69,7 +72,10 @@ class Report:
     @property
     def _summary(self) -> str:
         weights = len({row.target for row in self.applied})
-        return f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused"
+        parts = Counter(each[:-1] for row in self.applied if (each := component_of(row.target)[0]))
+        named = ", ".join(f"{name} {count}" for name, count in sorted(parts.items()))
+        by_component = f" ({named})" if len(parts) > 1 else ""
+        return f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused{by_component}"
 
     @property
     def unused(self) -> tuple[str, ...]:

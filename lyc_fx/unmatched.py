@@ -1,9 +1,10 @@
 """What is said of adapters that find no weight: the nearest names, and what is probably wrong."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.naming import INTERLEAVED, PREFIXES, Names
+from lyc_fx.naming import COMPONENTS, INTERLEAVED, PREFIXES, Names
 
 SHOWN = 20
 """How many of a long list a message names"""
@@ -11,8 +12,13 @@ _PARTS = ("weight_g", "weight_v", "weight_orig", *(f"parametrizations.weight.ori
 """From what weight norm and other parametrizations compute a module's weight"""
 
 
-def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[str]:
-    lines = []
+def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: Sequence[str]) -> list[str]:
+    """A line for each adapter that found no weight; one for all of a component that the model is not."""
+    lines, apart = [], elsewhere([entry.module for _, entry in lost], matched)
+    for prefix, modules in apart.items():
+        sources = ", ".join(dict.fromkeys(adapters.source for adapters, entry in lost if entry.module in modules))
+        lines.append(f"  {sources}: {len(modules)} adapters are for another component, {prefix}*, such as {modules[0]}")
+    lost = [(adapters, entry) for adapters, entry in lost if not any(entry.module in each for each in apart.values())]
     for position, (adapters, entry) in enumerate(lost):
         near = names.nearest(entry.module, entry.leaf) if position < SHOWN else []
         hint = f"; nearest: {', '.join(near)}" if near else ""
@@ -31,17 +37,31 @@ def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names) -> list[st
 
 
 def advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str]) -> str:
+    """What to do about adapters that found no weight."""
     if not matched:
         return "None of the names is the model's: are these adapters for another model?"
     modules = [entry.module for _, entry in lost]
-    for prefix in sorted(PREFIXES, key=len, reverse=True):
-        own = all(module.startswith(f"{prefix}_") for module in modules)
-        if own and not any(module.startswith(f"{prefix}_") for module in matched):
-            return (
-                f"All that found no weight begin with {prefix}_. If they are meant for another model, leave them "
-                f'out: adapters.exclude("{prefix}_*") (command line: --exclude "{prefix}_*").'
-            )
+    apart = elsewhere(modules, matched)
+    if sum(map(len, apart.values())) == len(modules):
+        patterns = [f"{prefix}*" for prefix in apart]
+        said = ", ".join(f'"{pattern}"' for pattern in patterns)
+        line = " ".join(f'--exclude "{pattern}"' for pattern in patterns)
+        return (
+            "The model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge(pipe, …)), or "
+            f"leave them out: adapters.exclude({said}) (command line: {line})."
+        )
     return "strict=False (command line: --no-strict) applies the rest and lists these in the report."
+
+
+def elsewhere(lost: Sequence[str], matched: Sequence[str]) -> dict[str, list[str]]:
+    """Modules that found no weight, by a component's prefix that no module has which found one."""
+    known = sorted((*(f"{prefix}_" for prefix in PREFIXES), *COMPONENTS), key=len, reverse=True)
+    found: dict[str, list[str]] = defaultdict(list)
+    for module in lost:
+        prefix = next((each for each in known if module.startswith(each)), None)
+        if prefix is not None and matched and not any(module.startswith(prefix) for module in matched):
+            found[prefix].append(module)
+    return dict(found)
 
 
 def shortened(lines: list[str]) -> list[str]:

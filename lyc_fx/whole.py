@@ -42,7 +42,7 @@ def whole(model: Any) -> nn.Module:
 
 
 def _live(model: nn.Module, what: str) -> nn.Module:
-    if isinstance(model, GraphModule) and facts(model).keys:
+    if any(isinstance(part, GraphModule) and facts(part).keys for part in model.modules()):
         raise Unsupported(
             f"{what} does not know how the classes of its layers store their weights: "
             "splice and fold it, or merge into the model that it was captured from, whose weights it shares"

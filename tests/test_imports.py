@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LOW = {"errors", "program", "report", "show", "symbolic", "propagation", "verify", "layers", "rewrite", "files"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
-    "report": set(),
+    "report": {"naming"},
     "program": {"errors", "report"},
     "layers": {"conv1d", "program"},
     "symbolic": set(),
@@ -31,6 +31,7 @@ MAY: dict[str, set[str]] = {
     "naming": {"naming"},
     "chosen": {"adapters", "errors", "formats"},
     "whole": {"errors", "program"},
+    "stand_in": {"errors", "program"},
     "stack": {"adapters", "chosen", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
     "unmatched": {"adapters", "naming"},

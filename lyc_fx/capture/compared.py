@@ -4,6 +4,7 @@ A model may take another path while it is exported (`torch.compiler.is_exporting
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,9 @@ from lyc_fx.capture.differing import first_differing
 from lyc_fx.errors import CaptureError
 from lyc_fx.program import tensors
 from lyc_fx.validation import gap, precision
+
+_CONTAINERS = (dict, OrderedDict, list, set)
+"""Whose elements are put back; not those of subclasses, which may not let themselves be changed"""
 
 
 def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -65,7 +69,7 @@ def _on_gpu(value: Any) -> bool:
 def _kept(model: nn.Module) -> Iterator[None]:
     """What a run writes to buffers and attributes is undone, and what it adds to attributes, such as hooks."""
     attributes = [vars(module) for module in model.modules()]
-    every = [c for own in attributes for c in (own, *own.values()) if isinstance(c, (dict, list, set))]
+    every = [c for own in attributes for c in (own, *own.values()) if type(c) in _CONTAINERS]
     containers = [(container, copy.copy(container)) for container in every]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

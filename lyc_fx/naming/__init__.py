@@ -1,7 +1,7 @@
 """Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
 
 from lyc_fx.naming.bare import projections, projects
-from lyc_fx.naming.components import PREFIXES
+from lyc_fx.naming.components import COMPONENTS, PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
@@ -9,6 +9,7 @@ from lyc_fx.naming.scheme import Dialect
 from lyc_fx.naming.written import Place, Target, Written, rows_of
 
 __all__ = [
+    "COMPONENTS",
     "FUSIONS",
     "INTERLEAVED",
     "PREFIXES",

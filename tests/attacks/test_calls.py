@@ -101,3 +101,15 @@ def test_arguments_are_bound_after_every_pass_and_in_a_compiled_program() -> Non
             torch.testing.assert_close(run(*args, **kwargs), wanted)
         with pytest.raises(CaptureError, match=r"scale was left out of the capture, so that its default, 1\.0"):
             each(X, MASK, 2.0, negate=True)
+
+
+def test_a_deep_copy_takes_the_same_calls() -> None:
+    model = Options()
+    program = lyc_fx.capture(model, (X, MASK))
+    for each in (copy.deepcopy(program), copy.deepcopy(copy.deepcopy(lyc_fx.fold(program)))):
+        assert torch.equal(each(X, mask=MASK, scale=1.0), model(X, MASK))
+        assert len(each._forward_pre_hooks) == len(program._forward_pre_hooks)
+        with pytest.raises(CaptureError, match="scale was left out of the capture"):
+            each(X, MASK, 2.0)
+        with pytest.raises(CaptureError, match="captured for other inputs"):
+            each(X[:, :5], MASK)

@@ -117,7 +117,7 @@ def spoilt(files: Any, value: float) -> Path:
     "arguments",
     [
         lambda f: (spoilt(f, float("nan")), f.locon),
-        lambda f: (f.base, f"{f.locon}@1e300"),
+        lambda f: (f.base, f"{f.locon}@1e300", "--only", "lycoris_fc"),
         lambda f: (f.base, f.base),
         lambda f: (f.base, f.locon, "--transposed", "none"),
         lambda f: (f.base, f.locon, "--component", "transformer_2"),
