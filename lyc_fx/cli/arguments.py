@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Self, final
+from typing import Annotated, Self, final
 
 import typer
 
@@ -30,6 +30,12 @@ class Rounding(Enum):
 
     nearest = "nearest"
     stochastic = "stochastic"
+
+
+Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEFT's adapter_config.json, for files that have none beside them.")
+]
+Alpha = Annotated[float | None, typer.Option(help="Where the files do not say it: the scale is alpha/r.")]
 
 
 def parse_block(text: str) -> tuple[str, float]:

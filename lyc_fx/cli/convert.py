@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def command(
         typer.Option(metavar="RANK", min=1, help="Approximate what has no exact form of this rank; prints the error."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
+    config: Config = None,
+    alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -46,7 +49,7 @@ def command(
         from lyc_fx import load
         from lyc_fx.convert import convert
 
-        conversion = convert(load(file), to.value, like=like, svd=svd)
+        conversion = convert(load(file, config=config, alpha=alpha), to.value, like=like, svd=svd)
         conversion.save(out, [file], force=force)
     if as_json:
         modules = [_data(made) for made in conversion.modules]

@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
 
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or a folder with some.")],
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files, or PEFT directories.")],
+    config: Config = None,
+    alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """For each key of adapter files: what it changes or why not; for each weight of a model: adapted or not."""
@@ -19,5 +22,5 @@ def command(
         from lyc_fx import load
         from lyc_fx.coverage import coverage
 
-        found = coverage([load(path) for path in adapters], model)
+        found = coverage([load(path, config=config, alpha=alpha) for path in adapters], model)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))

@@ -7,6 +7,7 @@ from types import FrameType
 import typer
 from typer.core import TyperGroup
 
+from lyc_fx.cli.warned import said_once
 from lyc_fx.errors import LycFxError
 
 _INTERRUPTED: list[int] = []
@@ -39,7 +40,8 @@ class ReportsErrors(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # click's Context, which it is
         try:
-            return super().invoke(ctx)
+            with said_once():
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             text = "interrupted" if _INTERRUPTED else _said(error)
             if text is None:

@@ -13,7 +13,7 @@ import typer
 from rich.filesize import decimal
 
 from lyc_fx.allocator import keep_freed_memory
-from lyc_fx.cli.arguments import Convention, DType, Rounding, Wanted, parse_block
+from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.folding.ahead import begin
 
@@ -51,6 +51,8 @@ def command(
         list[str] | None,
         typer.Option(metavar="PATTERN=FACTOR", help="Factor for weights whose name in BASE matches; the first counts."),
     ] = None,
+    config: Config = None,
+    alpha: Alpha = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Apply each adapter to what those before it left, not to the base.")
     ] = False,
@@ -100,11 +102,12 @@ def command(
         keep_freed_memory()
         import torch
 
-        from lyc_fx import fold_checkpoint
+        from lyc_fx import fold_checkpoint, load
         from lyc_fx.outputs import free
         from lyc_fx.report import NothingChanged
 
-        stack = _load(wanted, only or [], exclude or [])
+        given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
+        stack = _chosen(given, only or [], exclude or [])
         if dry_run and out is not None:
             free(out, [base, *(each.path for each in wanted)], folder=base.is_dir(), force=force)
     size = _bytes(base)
@@ -151,12 +154,13 @@ def _bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _load(wanted: Sequence[Wanted], only: Sequence[str], exclude: Sequence[str]) -> list[tuple["AdapterSet", float]]:
+def _chosen(
+    given: "Sequence[tuple[AdapterSet, float]]", only: Sequence[str], exclude: Sequence[str]
+) -> list[tuple["AdapterSet", float]]:
     """The chosen part of each file. Raises BadAdapter for a pattern that no module matches, which is a typing error."""
-    from lyc_fx import load
     from lyc_fx.errors import BadAdapter
 
-    files = [load(each.path) for each in wanted]
+    files = [file for file, _ in given]
     for pattern in (*only, *exclude):
         if not any(len(file.select(pattern)) or file.select(pattern).unread for file in files):
             example = next((entry.module for file in files for entry in file.entries), "")
@@ -165,7 +169,7 @@ def _load(wanted: Sequence[Wanted], only: Sequence[str], exclude: Sequence[str])
     chosen = [file.exclude(*exclude) if exclude else file for file in chosen]
     if not any(map(len, chosen)):
         raise BadAdapter("--only and --exclude leave no adapter")
-    return [(file, each.strength) for file, each in zip(chosen, wanted, strict=True)]
+    return [(file, strength) for file, (_, strength) in zip(chosen, given, strict=True)]
 
 
 def _summary(report: "Report") -> str:

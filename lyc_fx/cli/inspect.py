@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
 
 if TYPE_CHECKING:
@@ -90,13 +91,15 @@ class Layer:
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter, a .safetensors file.")],
+    config: Config = None,
+    alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
     """List an adapter file's layers: algorithm, rank, alpha, effective scale, factors, their norms and sizes."""
     with working("reading the adapter", quiet=as_json):
         from lyc_fx import load
 
-        adapters = load(file)
+        adapters = load(file, config=config, alpha=alpha)
         layers = [Layer.of(entry) for entry in adapters.entries]
     if as_json:
         typer.echo(json.dumps(_data(adapters, layers), indent=1))

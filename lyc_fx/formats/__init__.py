@@ -1,11 +1,13 @@
 """The adapter file formats, one per file, and `load`, which tells them apart key by key."""
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
@@ -14,9 +16,10 @@ from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
-from lyc_fx.formats.directory import configuration, tensors_of
+from lyc_fx.formats.directory import configuration, read_configuration, tensors_of
 from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
+from lyc_fx.formats.layouts import INNER
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.nhwc import Nhwc, laid_out_so
 from lyc_fx.formats.partial import not_understood
@@ -31,19 +34,27 @@ FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Nhwc(), Lycoris(), 
 _WRITERS: dict[str, Format] = {f.name: f for f in FORMATS} | {"kohya": Lycoris()}
 
 
+class AssumedScale(UserWarning):
+    """Nothing says what the change of a file's adapters is multiplied by."""
+
+
 def load(
     source: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     layout: Layout | None = None,
+    alpha: float | None = None,
 ) -> AdapterSet:
     """The adapters of a safetensors file, of a PEFT directory, or of a dict of tensors with the keys of such a file.
 
-    `config` is PEFT's configuration, for a dict; beside a file it is found by itself. One file may mix formats.
+    `config` is PEFT's configuration (a mapping, or its file); beside a file of tensors it is found by itself. `alpha`
+    is for modules of which nothing else says it: the scale is alpha / r, and without it 1, of which AssumedScale warns
+    where PEFT wrote the keys. One file may mix formats.
     `layout` says how the factors under LyCORIS's keys lie; without it that follows from the metadata, or the shapes.
     Raises BadFile where the file cannot be read, and BadAdapter where it is no adapter, or where an adapter in
     it is incomplete or not finite; the error lists every module that is wrong.
     """
+    given = config if config is None or isinstance(config, Mapping) else read_configuration(path_of(config, "config"))
     if isinstance(source, Mapping):
         odd = [repr(k) for k, v in source.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
         if odd:
@@ -51,12 +62,12 @@ def load(
                 f"<tensors>: {', '.join(odd[:3])}: every key must be a text, and every value a torch.Tensor"
             )
         tensors = dict(source)
-        said = Source("<tensors>", frozenset(source), config=config, layout=layout, shapes=_shapes(tensors))
+        said = Source("<tensors>", frozenset(source), {}, given, layout, alpha, _shapes(tensors))
     else:
         path = tensors_of(path_of(source, "what to load"))
         tensors, metadata = read_tensors(path)
-        beside = config or configuration(path)
-        said = Source(str(path), frozenset(tensors), metadata, beside, layout, _shapes(tensors))
+        beside = given or configuration(path)
+        said = Source(str(path), frozenset(tensors), metadata, beside, layout, alpha, _shapes(tensors))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
     unread, faults = [], []
@@ -84,10 +95,21 @@ def load(
     for module, keys in modules.items():
         try:
             group = formats[module].complete(module, groups[module], said)
+            if alpha is not None and "alpha" not in group and any(factor in group for factor in INNER):
+                group = {**group, "alpha": torch.tensor(float(alpha), dtype=torch.float64)}
             first = next(iter(keys.values()))
             made += entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
         except BadAdapter as error:
             faults.append(f"  {module}: {error}")
+    assumed = [m for m, f in formats.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
+    if assumed:
+        warnings.warn(
+            f"{said.name}: no adapter_config.json and no alpha says how strong its {len(assumed)} adapters are: their "
+            "scale is taken to be 1, as in diffusers and ComfyUI; config= or alpha= (command line: --config, --alpha) "
+            "says otherwise",
+            AssumedScale,
+            stacklevel=2,
+        )
     if faults:
         raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
     made = [replace(entry, unread=beside.get(entry.module, ())) for entry in made]

@@ -26,6 +26,8 @@ from lyc_fx.formats.comfyui_rules import readable
 from lyc_fx.formats.format import Contents, Format, Source
 
 _RESHAPE = "reshape_weight"
+_MODULATION = "diff_m"
+"""The change of a parameter `modulation` of the module that is named, as lightx2v's files for Wan have it"""
 
 
 @final
@@ -36,6 +38,8 @@ class Comfyui(Format):
 
     def parse(self, key: str, source: Source) -> tuple[str, str] | None:
         module, _, suffix = key.rpartition(".")
+        if module and suffix == _MODULATION:
+            return f"{module}.modulation", "diff"
         return (module, suffix) if module and suffix == _RESHAPE else None
 
     def write(self, adapters: AdapterSet) -> Contents:

@@ -35,4 +35,11 @@ def tensors_of(path: Path) -> Path:
 def configuration(tensors: Path) -> Mapping[str, Any] | None:
     """The configuration beside a file of tensors; None where there is none. Raises BadFile."""
     path = tensors.parent / CONFIG
-    return texts.configuration(start_of(path, texts.LARGEST + 1), str(path)) if os.path.isfile(path) else None
+    return read_configuration(path) if os.path.isfile(path) else None
+
+
+def read_configuration(path: Path) -> Mapping[str, Any]:
+    """A configuration's file. Raises BadFile."""
+    if not os.path.isfile(path):
+        raise BadFile(f"{path}: there is no such file")
+    return texts.configuration(start_of(path, texts.LARGEST + 1), str(path))

@@ -32,6 +32,8 @@ class Source:
     """PEFT's `adapter_config.json`"""
     layout: Layout | None = None
     """What the caller says of it"""
+    alpha: float | None = None
+    """What the caller says of modules without one of their own"""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of all tensors, by key"""
 

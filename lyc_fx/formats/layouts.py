@@ -11,7 +11,7 @@ from lyc_fx.families.adapter import number
 from lyc_fx.formats.patterns import means
 from lyc_fx.formats.texts import real, table
 
-_INNER = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+INNER = ("lora_down.weight", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
 """Factors `(r, …)`, any of which tells a module's rank"""
 
 
@@ -21,7 +21,7 @@ def with_trained_scale(group: dict[str, Tensor], config: Mapping[str, Any], *nam
     `names` are those that patterns may mean. PEFT scales LoKr also where both factors are full; then the scale goes
     into the first factor, since LyCORIS's formula has none there.
     """
-    inner = next((group[name] for name in _INNER if name in group), None)
+    inner = next((group[name] for name in INNER if name in group), None)
     if inner is not None:
         return group | {"alpha": torch.tensor(alpha_of(names, config, rank_of(inner)), dtype=torch.float64)}
     if "lokr_w1" not in group or "lokr_w2" not in group:

@@ -23,6 +23,7 @@ COMPONENTS: dict[str, frozenset[Role]] = {
     "transformer.": _DENOISER,
     "transformer_2.": _SECOND,
     "prior.": _DENOISER,
+    "dit.": _DENOISER,
     "cond_stage_model.transformer.": _TE1,
     "cond_stage_model.model.": _TE1,
     "conditioner.embedders.0.transformer.": _TE1,
@@ -42,8 +43,8 @@ COMPONENTS: dict[str, frozenset[Role]] = {
 }
 """Before dotted names, of a checkpoint or of an adapter file"""
 
-WRAPPERS = ("base_model.model.",)
-"""What PEFT puts before names, besides a component"""
+WRAPPERS = ("base_model.model.", "pipe.")
+"""What PEFT and DiffSynth put before names, before or after a component"""
 
 PREFIXES: dict[str, frozenset[Role]] = {
     "lycoris": frozenset(),
@@ -92,14 +93,13 @@ def split(module: str) -> list[tuple[frozenset[Role], str]]:
     for prefix, roles in PREFIXES.items():
         if module.startswith(f"{prefix}_"):
             found.append((roles, module[len(prefix) + 1 :].lstrip("_")))  # Wan-Fun has two underscores
-    inner = module
-    for wrapper in WRAPPERS:
-        if inner.startswith(wrapper):
-            inner = inner.removeprefix(wrapper)
-            found.append((frozenset(), inner))
-    for prefix, roles in COMPONENTS.items():
-        if inner.startswith(prefix):
-            found.append((roles, inner.removeprefix(prefix)))
+    waiting: list[tuple[frozenset[Role], str]] = [(frozenset(), module)]
+    while waiting:
+        outer, name = waiting.pop()
+        inner = [(outer, name.removeprefix(wrapper)) for wrapper in WRAPPERS if name.startswith(wrapper)]
+        inner += [(outer & roles or roles, name[len(p) :]) for p, roles in COMPONENTS.items() if name.startswith(p)]
+        found += inner
+        waiting += inner
     return found
 
 

@@ -76,6 +76,8 @@ class Scheme:
     """What diffusers calls the component that has it"""
     anywhere: bool = False
     """Rules are tails of module names, not whole names"""
+    bare: tuple[tuple[str, str], ...] = ()
+    """Parameters that are no module's weight or bias: the original's name, and that of diffusers"""
 
     @cached_property
     def _by_original(self) -> dict[str, list[Rule]]:
@@ -101,6 +103,7 @@ class Scheme:
         if not self._known(shapes):
             return
         for parameter in shapes:
+            yield from self._bare(parameter)
             module, _, leaf = parameter.rpartition(".")
             if leaf in LEAVES and module:
                 columns = _columns(shapes, module)
@@ -108,6 +111,16 @@ class Scheme:
                     yield from _split(each, head, numbers, parameter, leaf, shapes, columns)
                 for each, head, numbers in self._matches(module, self._by_first, lambda r: r.diffusers[0]):
                     yield from _fused(each, head, numbers, leaf, shapes, columns)
+
+    def _bare(self, parameter: str) -> Iterator[tuple[Dialect, str, Pieces]]:
+        for original, diffusers in self.bare:
+            for dialect, own, other in (
+                (Dialect.diffusers, original, diffusers),
+                (Dialect.original, diffusers, original),
+            ):
+                numbers = _numbers(own, parameter) if own.count(".") == parameter.count(".") else None
+                if numbers is not None:
+                    yield dialect, other.format(*numbers), whole(parameter)
 
     def _known(self, shapes: Shapes) -> bool:
         modules = {_wild(name.rpartition(".")[0]) for name in shapes} if self.marks else set()

@@ -51,7 +51,7 @@ def test_shapes_beyond_torch(shape: list[int], message: str, tmp_path: Path) -> 
     path = draft.written(tmp_path / "x")
     refused(path, BadFile, message)
     with pytest.raises(BadFile, match=message):
-        lyc_fx.fold_checkpoint(path, lyc_fx.load({"fc.diff": torch.ones(1)}), tmp_path / "out")
+        lyc_fx.fold_checkpoint(path, lyc_fx.load({"fc.diff": torch.ones(1)}), tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("code", ["F4", "F6_E2M3"])
@@ -178,7 +178,7 @@ def test_no_pickle_is_loaded(name: str, protocol: int, tmp_path: Path) -> None:
         with pytest.raises(BadFile):
             lyc_fx.load(path)
         with pytest.raises(BadFile):
-            lyc_fx.fold_checkpoint(path, lyc_fx.load({"fc.diff": torch.ones(1)}), tmp_path / "out")
+            lyc_fx.fold_checkpoint(path, lyc_fx.load({"fc.diff": torch.ones(1)}), tmp_path / "out.safetensors")
     assert not (tmp_path / "mark").exists()
     pickle.loads(payload)  # the payload would have left its mark
     assert (tmp_path / "mark").exists()
@@ -209,7 +209,7 @@ def test_a_base_weight_without_singular_values(tmp_path: Path) -> None:
         lyc_fx.merge(model, adapters)
     base = drafted({"fc.weight": torch.full((6, 4), float("nan"))}).written(tmp_path / "base")
     with pytest.raises(BadAdapter, match=r"fc\.weight: .*non-finite"):
-        lyc_fx.fold_checkpoint(base, adapters, tmp_path / "out")
+        lyc_fx.fold_checkpoint(base, adapters, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])

@@ -24,6 +24,10 @@ from lyc_fx.formats.texts import real
 __all__ = ["Peft"]
 
 
+SCALED = frozenset({"lora_down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a"})
+"""Factors of methods of which the scale is all that a configuration has to say"""
+
+
 @final
 class Peft(Format):
     """Keys as PEFT's `save_pretrained` and `get_peft_model_state_dict` write them."""
@@ -38,8 +42,13 @@ class Peft(Format):
 
     def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
         config, full = source.config, dict(group)
+        if config is None and SCALED.isdisjoint(full):
+            raise BadAdapter(
+                "PEFT keeps what else there is to know in adapter_config.json: load the directory that holds both "
+                "files, or name it (config=, --config)"
+            )
         if config is None:
-            raise BadAdapter("PEFT keeps alpha in adapter_config.json: load the directory that holds both files")
+            config = {} if source.alpha is None else {"lora_alpha": source.alpha}
         if TOKENS in full:
             raise BadAdapter("trainable tokens are not read: save the embedding as a whole (modules_to_save)")
         if "ia3_l" in full:
@@ -49,15 +58,21 @@ class Peft(Format):
         for suffix in rotations.PACKED:
             if suffix in full:
                 return full | rotations.read(suffix, full.pop(suffix), config)
-        if experts.targeted(module, config):
+        if experts.targeted(module, source):
             return experts.read(module, full, source)
         if EMBEDDED[0] in full:  # the weight of an embedding is (tokens, channels): ΔW = (B @ A)ᵀ
             full["lora_up.weight"], full["lora_down.weight"] = (_turned(full, name) for name in EMBEDDED)
             if "dora_scale" in full:  # one per channel, which is a column
                 full["dora_scale"] = full["dora_scale"].reshape(1, -1)
         if "lora_E" in full:
-            return full | _adalora(full, full.pop("lora_E"), config)
-        return lycoris_layouts(with_trained_scale(full, config, module))
+            values = full.pop("lora_E")
+            return _pruned(full) if not values.numel() else full | _adalora(full, values, config)
+        return lycoris_layouts(full if "alpha" in full else with_trained_scale(full, config, module))
+
+    def scale_unknown(self, group: Mapping[str, Tensor], source: Source) -> bool:
+        """Whether nothing says the scale of a module's factors."""
+        said = source.config is not None or source.alpha is not None or "alpha" in group
+        return not said and not SCALED.isdisjoint(group)
 
     def write(self, adapters: AdapterSet) -> Contents:
         """Raises Unsupported, naming modules, for what one PEFT configuration cannot say."""
@@ -84,4 +99,19 @@ def _adalora(full: Mapping[str, Tensor], values: Tensor, config: Mapping[str, ob
         "lora_down.weight": computable(down, "lora_A")
         * computable(values, "lora_E").reshape([-1, *(1 for _ in down.shape[1:])]),
         "alpha": torch.tensor(scale * down.shape[0], dtype=torch.float64),
+    }
+
+
+def _pruned(full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A module of which AdaLoRA pruned every rank: no change, as one of rank 1 with zeros.
+
+    Raises BadAdapter for factors that are not `(0, in)` and `(out, 0)`.
+    """
+    down, up = full.get("lora_down.weight"), full.get("lora_up.weight")
+    if down is None or up is None or down.dim() != 2 or up.dim() != 2 or down.shape[0] or up.shape[1]:
+        raise BadAdapter("lora_E is empty, and lora_A and lora_B are not of rank 0")
+    return {
+        **full,
+        "lora_down.weight": down.new_zeros(1, down.shape[1]),
+        "lora_up.weight": up.new_zeros(up.shape[0], 1),
     }

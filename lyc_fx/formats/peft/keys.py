@@ -15,6 +15,7 @@ FACTORS = {
     "lora_B": "lora_up.weight",
     "lora_B.bias": "diff_b",
     "lora_E": "lora_E",
+    "alpha": "alpha",
     "lora_magnitude_vector": "dora_scale",
     "ia3_l": "ia3_l",
     "oft_R": "packed_R",
