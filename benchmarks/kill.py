@@ -42,7 +42,7 @@ def prepared(folder: Path) -> None:
 
 def started(folder: Path, base: str, out: str, *options: str) -> "subprocess.Popen[bytes]":
     """A fold in a process of its own."""
-    command = [sys.executable, "-m", "lyc_fx", "fold", base, "adapter.safetensors", "-o", out, *options]
+    command = [sys.executable, "-m", "lyc_fx", "fold", base, "adapter.safetensors", "-o", out, "--force", *options]
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -75,7 +75,7 @@ def main() -> int:
         folder = Path(name)
         prepared(folder)
         wanted, seconds = {}, {}
-        for base, out in (("base.safetensors", "file"), ("model", "folder")):
+        for base, out in (("base.safetensors", "file.safetensors"), ("model", "folder")):
             begin = time.perf_counter()
             if started(folder, base, out).wait():
                 raise SystemExit(f"the fold of {base} fails")
@@ -84,12 +84,12 @@ def main() -> int:
         (folder / "old").write_bytes(b"an older file")
         before = visible(folder)
         for _ in range(options.times):
-            out = draw.choice(("file", "folder"))
+            out = draw.choice(("file.safetensors", "folder"))
             more = ("--resume",) if out == "folder" and draw.random() < 0.5 else ()
-            if out == "file" and draw.random() < 0.5:
-                (folder / "file").write_bytes(b"an older file")
+            if out == "file.safetensors" and draw.random() < 0.5:
+                (folder / "file.safetensors").write_bytes(b"an older file")
             old = digest(folder / out)
-            base = "base.safetensors" if out == "file" else "model"
+            base = "base.safetensors" if out == "file.safetensors" else "model"
             runs = [started(folder, base, out, *more) for _ in range(1 + (draw.random() < 0.2))]
             time.sleep(draw.uniform(0, 1.1) * seconds[out])
             number = draw.choice(_SIGNALS)

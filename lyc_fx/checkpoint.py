@@ -11,7 +11,7 @@ import torch
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import Convention
-from lyc_fx.files import sync
+from lyc_fx.files import path_of, sync
 from lyc_fx.folding.base import Base, Part, based
 from lyc_fx.folding.header import Layout, laid_out
 from lyc_fx.folding.jobs import jobs
@@ -82,6 +82,7 @@ def fold_checkpoint(
     Raises BadFile, BadAdapter and Unsupported (a packed dtype; another `dtype` for float8 in units of a scale); then
     there is no output, and an older file of that name is as it was.
     """
+    target = None if out is None else path_of(out, "the output")
     if rounding not in ("nearest", "stochastic"):
         raise BadAdapter(f"there is no rounding {rounding!r}, only nearest and stochastic")
     stack = stacked(
@@ -115,11 +116,11 @@ def fold_checkpoint(
     provenance = Provenance.of(stack, convention)
     fold = Fold(source, merger, dtype, provenance, memory, verify, untied)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
-    if out is None:
+    if target is None:
         for part in source.parts:
             fold.write(part, None, progress)
     else:
-        written_to(out, fold, inputs, resume=resume, force=force, progress=progress)
+        written_to(target, fold, inputs, resume=resume, force=force, progress=progress)
     for tie in (each for each in tied if each not in untied):  # its other names have the effect of what is stored
         merger.effects |= {a: merger.effects[s] for a, s in tie.aliases.items() if s in merger.effects}
     folded = [note for part in source.parts for note in provenance.repeated(part.metadata)]

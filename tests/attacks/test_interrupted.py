@@ -19,7 +19,7 @@ def test_a_killed_fold(number: int, tmp_path: Path) -> None:
     save_file({f"l{i}.weight": torch.randn(1024, 1024) for i in layers}, tmp_path / "base")
     factors = {f"l{i}.lora_up.weight": torch.randn(1024, 512) for i in layers}
     save_file(factors | {f"l{i}.lora_down.weight": torch.randn(512, 1024) for i in layers}, tmp_path / "adapter")
-    command = [sys.executable, "-m", "lyc_fx", "fold", "base", "adapter", "-o", "out"]
+    command = [sys.executable, "-m", "lyc_fx", "fold", "base", "adapter", "-o", "out.safetensors"]
     heed = partial(
         signal.signal, number, signal.SIG_DFL
     )  # under `nohup` the child would inherit that SIGHUP is ignored

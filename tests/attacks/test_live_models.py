@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lyc_fx
 from lyc_fx import blockwise
-from lyc_fx.errors import BadAdapter, InvalidGraph, Unsupported
+from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
 from lyc_fx.families import Adapter
 from lyc_fx.families.locon import LoCon
 
@@ -235,7 +235,7 @@ def test_an_empty_set_is_no_silent_success() -> None:
 
 
 def test_a_module_is_no_program() -> None:
-    with pytest.raises(InvalidGraph, match=r"not Two: bring it through lyc_fx\.capture"):
+    with pytest.raises(WrongArgument, match=r"not Two: bring it through lyc_fx\.capture"):
         lyc_fx.splice(two(), BOTH)  # type: ignore[arg-type]
 
 
