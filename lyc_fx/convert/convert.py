@@ -16,7 +16,7 @@ from lyc_fx.convert.truncated import truncated
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import Contents, save, writer
-from lyc_fx.naming import Names, Target, Written
+from lyc_fx.naming import Names, Target, Written, without_wrappers
 from lyc_fx.shapes import Like, shapes_of
 
 _SHOWN = 20
@@ -60,7 +60,7 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     adapters = one(adapters)
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
-    shapes = own_shapes(adapters, target) if like is None else shapes_of(like)
+    shapes = own_shapes(adapters, target) if like is None else without_wrappers(shapes_of(like))
     made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
     made = [_stored(each) for each in made]
     made = made if svd is None else _reduced(made, svd)

@@ -6,6 +6,7 @@ from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
 from lyc_fx.naming.scheme import Dialect
+from lyc_fx.naming.wrappers import without_wrappers
 from lyc_fx.naming.written import Place, Target, Written, rows_of
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "projections",
     "projects",
     "rows_of",
+    "without_wrappers",
 ]

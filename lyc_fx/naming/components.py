@@ -3,7 +3,7 @@
 Several text encoders may have the same inner names. A name is for those whose roles are among those of its prefix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 Role = Literal["denoiser", "denoiser_2", "te1", "te2", "te3", "autoencoder"]
@@ -24,6 +24,8 @@ COMPONENTS: dict[str, frozenset[Role]] = {
     "transformer_2.": _SECOND,
     "prior.": _DENOISER,
     "dit.": _DENOISER,
+    "dit2.": _SECOND,
+    "conditional_transformer.": _DENOISER,
     "cond_stage_model.transformer.": _TE1,
     "cond_stage_model.model.": _TE1,
     "conditioner.embedders.0.transformer.": _TE1,
@@ -104,7 +106,24 @@ def split(module: str) -> list[tuple[frozenset[Role], str]]:
 
 
 def component_of(parameter: str) -> tuple[str, frozenset[Role]]:
-    """The prefix of a model's parameter name that names a component, the longest one, and its roles."""
-    found = [prefix for prefix in COMPONENTS if parameter.startswith(prefix)]
-    longest = max(found, key=len, default="")
-    return longest, COMPONENTS.get(longest, frozenset())
+    """All that stands before a model's parameter name and names a component, as in `pipe.dit.`, and its roles."""
+    return next(reversed(list(components_of(parameter))), ("", frozenset()))
+
+
+def components_of(parameter: str) -> Iterator[tuple[str, frozenset[Role]]]:
+    """The prefixes of a name that name a component, and its roles: in `transformer.transformer.h`, each of the two.
+
+    What follows a component is another one only where both have a role in common: the `transformer` of a text encoder
+    is no denoiser.
+    """
+    before, known = "", frozenset[Role]()
+    while True:
+        rest = parameter[len(before) :]
+        more = [wrapper for wrapper in WRAPPERS if rest.startswith(wrapper)]
+        more += [p for p, roles in COMPONENTS.items() if rest.startswith(p) and (not known or known & roles)]
+        if not more:
+            return
+        longest = max(more, key=len)
+        before, known = before + longest, known & COMPONENTS.get(longest, known) or COMPONENTS.get(longest, known)
+        if known:
+            yield before, known

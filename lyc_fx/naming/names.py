@@ -5,14 +5,14 @@ decoding `down_blocks_0` is a guess. Where two parameters generate one name, the
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Protocol, final
 
 from lyc_fx.naming.clip import Clip
-from lyc_fx.naming.components import DENOISERS, PREFIXES, Role, component_of, fits, split, twins
+from lyc_fx.naming.components import DENOISERS, PREFIXES, Role, component_of, components_of, fits, split, twins
 from lyc_fx.naming.flux import FLUX
 from lyc_fx.naming.fused import FUSED
 from lyc_fx.naming.piece import Pieces, Shapes, whole
@@ -97,9 +97,21 @@ class Names:
         `component` is the one of `twins` that names of either mean.
         """
         chosen = None if component is None else self.twins[component]
-        whole_names = (*split(module), *split(unwrapped(module)))
-        readings = dict.fromkeys((roles, path) for roles, name in whole_names for path in (name, unwrapped(name)))
-        if "." in module:
+        readings = split(module)
+        plain = [*split(unwrapped(module)), *((roles, unwrapped(name)) for roles, name in readings)]
+        found = self._read(readings, "." in module, leaf, component, chosen)
+        return found or self._read(plain, "." in module, leaf, component, chosen)
+
+    def _read(
+        self,
+        readings: Sequence[tuple[frozenset[Role], str]],
+        dotted: bool,
+        leaf: str,
+        component: str | None,
+        chosen: Role | None,
+    ) -> list[Pieces]:
+        """What these readings of a name stand for."""
+        if dotted:
             for _, path in readings:
                 for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):
                     if name in self._known and (chosen is None or self._is_of(component, self._known[name])):
@@ -137,14 +149,14 @@ def _all_names(shapes: Shapes) -> Iterator[Name]:
     components: dict[tuple[str, frozenset[Role]], dict[str, str]] = defaultdict(dict)
     for parameter in sorted(shapes):
         yield from _leaves(Name(parameter, "", whole(parameter)))
-        prefix, roles = component_of(parameter)
+        levels = list(components_of(parameter))
+        for before, roles in levels:
+            yield from _leaves(Name(parameter.removeprefix(before), "", whole(parameter), roles=roles))
+        prefix, roles = levels[-1] if levels else ("", frozenset[Role]())
         components[prefix, roles][parameter.removeprefix(prefix)] = parameter
-    for (prefix, roles), inner in components.items():
+    for (_, roles), inner in components.items():
         attention = {module_form(name): own for name, own in inner.items()}
         own_shapes = {name: shapes[own] for name, own in attention.items()}
-        if prefix:
-            for name, own in inner.items():
-                yield from _leaves(Name(name, "", whole(own), roles=roles))
         for scheme in SCHEMES:
             for dialect, name, pieces in scheme.aliases(own_shapes):
                 real = tuple(replace(piece, parameter=attention[piece.parameter]) for piece in pieces)

@@ -12,8 +12,10 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
+from lyc_fx.naming import Names, Piece
 from lyc_fx.naming.wrappers import plain_names, unwrapped
 
+peft = pytest.importorskip("peft")
 STRENGTH = 0.7
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -57,6 +59,11 @@ WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled inside": inside(compiled),
     "checkpointed inside": inside(checkpoint_wrapper),
     "DataParallel": nn.DataParallel,
+    "DataParallel inside": inside(nn.DataParallel),
+    "adapted by PEFT": lambda model: peft.get_peft_model(
+        model,
+        peft.LoraConfig(r=3, target_modules=["head"]),  # its own change is zero
+    ),
     "averaged": torch.optim.swa_utils.AveragedModel,
     "compiled in DataParallel": lambda model: nn.DataParallel(inside(compiled)(model)),
 }
@@ -93,25 +100,75 @@ def test_wrapped_models(kind: str, prefix: str, tmp_path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "b.safetensors")
     lyc_fx.fold_checkpoint(tmp_path / "b.safetensors", adapters, tmp_path / "o.safetensors", STRENGTH)
     for name, tensor in load_file(tmp_path / "o.safetensors").items():
-        if name != "n_averaged":
+        if name != "n_averaged" and "lora_" not in name:
             torch.testing.assert_close(tensor, wanted.state_dict()[unwrapped(name)], rtol=1e-12, atol=1e-12)
-    if "DataParallel" not in kind:
+    if "Data" not in kind and "PEFT" not in kind:
         folded = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(WRAPPED[kind](Net()), (X,)), adapters, STRENGTH))
         torch.testing.assert_close(folded(X), wanted(X), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "transformer._orig_mod.", "module.", "module._orig_mod.", "unet.module."]
+    "prefix",
+    [
+        "_orig_mod.",
+        "transformer._orig_mod.",
+        "module.",
+        "module._orig_mod.",
+        "unet.module.",
+        "unet.unet.",
+        "pipe.dit.",
+        "pipe.dit.module.",
+        "diffusion_model.transformer.",
+        "conditional_transformer.",
+        "transformer.base_model.model.",
+        "transformer.module.base_model.model._orig_mod.",
+    ],
 )
-def test_wrapped_names_in_adapters(prefix: str) -> None:
+@pytest.mark.parametrize("own", ["", "unet.unet.", "pipe.dit.", "model.diffusion_model.", "module.transformer."])
+def test_prefixes_of_adapters_and_of_models(prefix: str, own: str, tmp_path: Path) -> None:
     tensors, wanted = factors(".", prefix)
-    model = Net()
+    model = within(own, Net())
     lyc_fx.merge(model, lyc_fx.load(tensors), STRENGTH)
-    torch.testing.assert_close(model(X), wanted(X), rtol=1e-12, atol=1e-12)
-    flat, wanted = factors("_", "lora_unet__orig_mod_")
+    torch.testing.assert_close(model.state_dict(), within(own, wanted).state_dict(), rtol=1e-12, atol=1e-12)
+    save_file(within(own, Net()).state_dict(), tmp_path / "base.safetensors")
+    lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", lyc_fx.load(tensors), tmp_path / "o.safetensors", STRENGTH)
+    torch.testing.assert_close(load_file(tmp_path / "o.safetensors"), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def within(prefix: str, model: nn.Module) -> nn.Module:
+    """A model at this place of another one."""
+    for name in reversed([part for part in prefix.split(".") if part]):
+        owner = nn.Module()
+        owner.add_module(name, model)
+        model = owner
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet__orig_mod_", "lycoris_module_", "lora_unet_base_model_model_"])
+def test_wrapped_flat_names(prefix: str) -> None:
+    flat, wanted = factors("_", prefix)
     model = Net()
     lyc_fx.merge(model, lyc_fx.load(flat), STRENGTH)
     torch.testing.assert_close(model(X), wanted(X), rtol=1e-12, atol=1e-12)
+
+
+def test_a_segment_of_the_model_s_own() -> None:
+    """The model has `module` in a name of its own, once wrapped and once not, and a module of the name without it."""
+    names = Names({"_orig_mod.a.module.weight": (2, 3), "_orig_mod.b.module.c.weight": (2, 3)})
+    for module in ("a.module", "lycoris_a_module"):
+        assert names.find(module, "weight") == [(Piece("_orig_mod.a.module.weight"),)]
+    for module in ("b.module.c", "lora_unet_b_module_c", "b.c"):
+        assert names.find(module, "weight") == [(Piece("_orig_mod.b.module.c.weight"),)]
+    names = Names({"a.module.c.weight": (2, 3), "a.c.weight": (2, 3)})
+    for module in ("a.c", "a.module.c", "lycoris_a_c", "lycoris_a_module_c"):
+        parameter = module.removeprefix("lycoris_").replace("_", ".") + ".weight"
+        assert names.find(module, "weight") == [(Piece(parameter),)]
+
+
+def test_a_wrapped_model_is_converted_for_under_its_plain_names() -> None:
+    tensors, _ = factors()
+    made = lyc_fx.convert(lyc_fx.load(tensors), "peft", like=nn.DataParallel(inside(compiled)(Net())))
+    assert {each.module for each in made.modules} == {"blocks.0.fc", "head"}
 
 
 def test_names_that_would_become_one_are_left_apart() -> None:
@@ -123,7 +180,7 @@ def test_names_that_would_become_one_are_left_apart() -> None:
         "c._orig_mod.weight",
     ]
     assert plain_names(names) == {"c.weight": "c._orig_mod.weight"}
-    assert unwrapped("module.module.weight") == "weight" and unwrapped("a.module.weight") == "a.module.weight"
+    assert unwrapped("module.module.weight") == "weight" and unwrapped("a.module.b.weight") == "a.b.weight"
     model = nn.ModuleDict(
         {"a": nn.ModuleDict({"_orig_mod": nn.Linear(6, 15), "_fsdp_wrapped_module": nn.Linear(6, 15)})}
     )
