@@ -1,7 +1,7 @@
 """Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.blockwise import Run, at_once, merging
 from lyc_fx.errors import BadAdapter
+from lyc_fx.experts import is_lost, rearranged
 from lyc_fx.families import Adapter, Change, Effect
 from lyc_fx.families.blocks import BLOCK
 from lyc_fx.fitting import Weight, placed
@@ -131,17 +132,23 @@ def bind(
     strict: bool,
     aliases: Mapping[str, str] = MappingProxyType({}),
     same: Twins = MappingProxyType({}),
+    elsewhere: Callable[[], Mapping[str, str]] = dict,
 ) -> Binding:
     """Bind every entry of every set. Raises BadAdapter, listing all that is wrong, before anything is done.
 
     `aliases` maps further names of a weight to the one in `weights`. An adapter of a fused weight is split over the
     weights of a model that has them apart, and one for a part of a fused weight acts on its rows. Where a model has a
-    fused weight beside its members (`same`), both are changed.
+    fused weight beside its members (`same`), both are changed. Where an entry finds no weight, `elsewhere` is asked for
+    further names, and experts are brought into the model's form.
 
     With `strict=False`, entries without a weight are `refused` in the report; one that does not fit its weight is
     an error all the same.
     """
-    names = Names({name: weight.logical for name, weight in weights.items()}, aliases)
+    shapes = {name: weight.logical for name, weight in weights.items()}
+    names = Names(shapes, aliases)
+    lost_some = is_lost((entry for part in stack.parts for entry in part.adapters.entries), names)
+    if lost_some and (more := elsewhere()):
+        names = Names(shapes, {**more, **aliases})
     components = _components(stack.components, names)
     targets: dict[str, list[Bound]] = defaultdict(list)
     applied: list[Applied] = []
@@ -153,7 +160,7 @@ def bind(
         adapters = part.adapters
         refused += [Unused(key, adapters.source, "no format reads this key") for key in adapters.unread]
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
-        for entry in adapters.entries:
+        for entry in rearranged(adapters.entries, names, weights) if lost_some else adapters.entries:
             if entry.unread and not strict:
                 why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: it is left out as a whole"
                 refused += [Unused(key, adapters.source, why) for key in entry.keys]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, final
 
@@ -21,7 +22,8 @@ from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
-from lyc_fx.folding.ties import Tie, known_by, ties, with_aliases
+from lyc_fx.folding.ties import Tie, configuration, known_by, ties, with_aliases
+from lyc_fx.naming.disk import names_in_memory
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
@@ -97,7 +99,7 @@ def fold_checkpoint(
     patterns = tuple(transposed)
     tied = ties(source)
     weights = oriented(known_by(source.weights(), tied), patterns)
-    binding = bind(stack, weights, strict=strict)
+    binding = bind(stack, weights, strict=strict, elsewhere=partial(other_names, source))
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
             f"no adapter found a weight of {base}: there is nothing to fold, and the output would be a copy; "
@@ -171,6 +173,18 @@ class Fold:
         if target is not None and sink.checksums is not None:
             sync(target)
             read_back(target, sink.checksums)
+
+
+def other_names(base: Base) -> dict[str, str]:
+    """What the classes of a folder's models call the weights that are stored, to the stored names."""
+    found: dict[str, str] = {}
+    for inside in base.carried if base.folder else ():
+        if inside.name == "config.json":
+            prefix = ".".join(inside.parent.parts) + "." if inside.parent.parts else ""
+            stored = [t.name for part in base.parts if part.prefix == prefix for t in part.layout.tensors]
+            named = names_in_memory(configuration(base.root / inside), stored)
+            found |= {prefix + memory: prefix + disk for memory, disk in named.items()}
+    return found
 
 
 def _reserve(target: Path, size: int) -> None:

@@ -12,6 +12,7 @@ from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.foreign import foreign, offloaded, scripted, shapeless
+from lyc_fx.naming.disk import names_on_disk
 from lyc_fx.program import module_aliases
 from lyc_fx.report import Report
 from lyc_fx.slots import Slot, slots
@@ -93,7 +94,7 @@ def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Sl
     found, same = slots(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
     fused = twins({name: found[name].read() for name in weights})
-    binding = bind(stack, weights, strict=strict, aliases=same, same=fused)
+    binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
     for name in binding.targets:
         path = name.rpartition(".")[0]
         weight = found[name].read()

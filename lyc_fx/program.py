@@ -51,6 +51,8 @@ class Facts:
     """Further names of tensors, whose module is registered twice, to the name that the graph uses"""
     ties: tuple[tuple[str, ...], ...] = ()
     """The names of tensors that had several in the model, those of `aliases` apart"""
+    on_disk: Mapping[str, str] = field(default_factory=dict)
+    """What checkpoints of the model's class call its parameters, to the names that they have"""
     report: Report | None = None
     """Of the last splice"""
     steps: tuple[Step, ...] = ()

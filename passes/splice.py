@@ -42,7 +42,14 @@ class Splice(PassBase):
         weights = {name: described(name, nodes[0], found) for name, nodes in found.items()}
         kept = stored(gm)
         fused = twins({name: get_tensor(gm, name) for name in kept})
-        binding = bind(self.stack, kept | weights, strict=self.strict, aliases=known_as(gm), same=fused)
+        binding = bind(
+            self.stack,
+            kept | weights,
+            strict=self.strict,
+            aliases=known_as(gm),
+            same=fused,
+            elsewhere=lambda: facts(gm).on_disk,
+        )
         _refuse_inseparable(gm, binding)
         _refuse_unread(binding, found, fused, strict=self.strict)
         formulas = Formulas(gm, binding)

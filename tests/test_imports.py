@@ -38,8 +38,10 @@ MAY: dict[str, set[str]] = {
     "twins": {"families", "fitting", "naming"},
     "allocator": set(),  # of the process, so that only the command line may touch it
     "blockwise": {"families"},
+    "experts": {"adapters", "families", "fitting", "naming"},
     "binding": {
         "adapters",
+        "experts",
         "blockwise",
         "errors",
         "families",
@@ -65,7 +67,7 @@ MAY: dict[str, set[str]] = {
     },
     "shapes": {"conv1d", "folding", "orientation"},
     "coverage": {"adapters", "chosen", "errors", "fitting", "naming", "report", "shapes"},
-    "capture": {"capture", "errors", "foreign", "layers", "program", "trials", "validation"},
+    "capture": {"capture", "errors", "foreign", "layers", "naming", "program", "trials", "validation"},
     "chains": {"chains", "layers", "program", "rewrite"},
     "targets": {"fitting", "layers", "naming", "program"},
     "formulas": {"binding", "families", "fitting", "program", "rewrite"},
@@ -86,12 +88,12 @@ MAY: dict[str, set[str]] = {
     },
     "pipeline": {"errors", "program", "validation", "verify"},
     "slots": {"foreign", "conv1d", "fitting", "errors", "layers", "program"},
-    "live": LOW | {"foreign", "binding", "blockwise", "families", "slots", "stack", "twins", "whole"},
+    "live": LOW | {"foreign", "naming", "binding", "blockwise", "families", "slots", "stack", "twins", "whole"},
     "stores": {"errors", "files", "formats"},
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
     "folding": LOW | {"outputs", "binding", "checkpoint", "families", "fitting", "folding", "formats", "stack"},
-    "checkpoint": LOW | {"binding", "fitting", "folding", "families", "formats", "orientation", "stack"},
+    "checkpoint": LOW | {"binding", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
 }
 
 

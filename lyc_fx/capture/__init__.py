@@ -32,6 +32,7 @@ from lyc_fx.capture.ties import name_constants, retied
 from lyc_fx.capture.work import runs_quickly
 from lyc_fx.errors import CaptureError
 from lyc_fx.layers import graphs
+from lyc_fx.naming.disk import names_on_disk
 from lyc_fx.program import (
     Facts,
     module_aliases,
@@ -157,7 +158,8 @@ def _from_program(
     ties = tuple(
         tuple(each) for names in tied(result).values() if len(each := [n for n in names if n not in aliases]) > 1
     )
-    remember(result, **vars(Facts(keys=tuple(result.state_dict()), aliases=dict(aliases), ties=ties)))
+    on_disk = {} if model is None else names_on_disk(model)
+    remember(result, **vars(Facts(tuple(result.state_dict()), dict(aliases), ties, on_disk)))
     return result
 
 

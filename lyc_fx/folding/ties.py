@@ -77,7 +77,7 @@ def ties(base: Base) -> list[Tie]:
             owner = ".".join(inside.parent.parts)
             prefix = f"{owner}." if owner else ""
             tensors = {t.name: t.shape for part in base.parts if part.prefix == prefix for t in part.layout.tensors}
-            aliases, encoder = _aliases(_read(root / inside), tensors)
+            aliases, encoder = _aliases(configuration(root / inside), tensors)
             if aliases:
                 found.append(Tie(inside, {prefix + a: prefix + s for a, s in aliases.items()}, encoder))
     return found
@@ -109,7 +109,8 @@ def untied_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def configuration(path: Path) -> dict[str, Any]:
+    """A `config.json`. Raises BadFile."""
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
