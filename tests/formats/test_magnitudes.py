@@ -41,9 +41,10 @@ def test_every_spelling_of_a_magnitude(magnitude: str, pair: tuple[str, str], pr
     torch.testing.assert_close(net.fc.weight.detach(), decomposed(weight, scale * b @ a, m[:, None], (1,)))
 
 
+@pytest.mark.parametrize("prefix", ["unet.", "base_model.model.", "transformer.base_model.model."])
 @pytest.mark.parametrize("channels", [6, 9])
 @pytest.mark.parametrize("spelling", ["lycoris, per input", "lycoris, per output", "peft"])
-def test_a_magnitude_of_a_convolution_has_the_layout_of_its_key(spelling: str, channels: int) -> None:
+def test_a_magnitude_of_a_convolution_has_the_layout_of_its_key(spelling: str, channels: int, prefix: str) -> None:
     """In = out too, where the shape does not tell."""
     torch.manual_seed(0)
     net = nn.ModuleDict({"conv": nn.Conv2d(6, channels, 3, bias=False).double()})
@@ -58,8 +59,8 @@ def test_a_magnitude_of_a_convolution_has_the_layout_of_its_key(spelling: str, c
     else:
         key, stored = "lora_magnitude_vector", rand(1, channels, 1, 1).abs()
         wanted = decomposed(weight, change, stored.transpose(0, 1), (1, 2, 3))
-    tensors = {"unet.conv.lora_A.weight": a, "unet.conv.lora_B.weight": b, f"unet.conv.{key}": stored}
-    lyc_fx.merge(net, lyc_fx.load(tensors), STRENGTH)
+    tensors = {f"{prefix}conv.lora_A.weight": a, f"{prefix}conv.lora_B.weight": b, f"{prefix}conv.{key}": stored}
+    lyc_fx.merge(net, lyc_fx.load(tensors, alpha=2), STRENGTH)
     torch.testing.assert_close(net.conv.weight.detach(), wanted)
 
 

@@ -118,3 +118,18 @@ def test_modulation_and_norms_of_wan(diffusers: bool) -> None:
     assert sorted(row.target for row in report.applied) == sorted(names)
     for name, value in zip(names, (1 + 2.5, 1 + 3.5, 1.0, 1.5), strict=True):
         assert torch.equal(own[name], torch.full_like(own[name], value)), name
+
+
+def test_a_parameter_called_alpha_is_none_of_an_adapter() -> None:
+    """Of an activation that was trained as a whole, beside a module that has an alpha of its own."""
+    net = model()
+    net["snake"] = nn.Module()
+    net["snake"].alpha = nn.Parameter(torch.zeros(3).double())
+    value = torch.tensor([0.5, -1.0, 2.0])
+    tensors = {**keys("base_model.model.", alpha=torch.tensor(5.0)), "base_model.model.snake.alpha": value}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "modules_to_save": ["snake"]}
+    before = net["blocks"][0]["to_q"].weight.detach().clone()
+    lyc_fx.merge(net, lyc_fx.load(tensors, config=config))
+    assert torch.equal(net["snake"].alpha, value.double())
+    change = (net["blocks"][0]["to_q"].weight - before).detach()
+    torch.testing.assert_close(change, 2.5 * UP.double() @ DOWN.double())

@@ -16,7 +16,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.layouts import computable, lycoris_layouts, rank_of, with_trained_scale
 from lyc_fx.formats.peft import experts, ia3, rotations
-from lyc_fx.formats.peft.keys import EMBEDDED, TOKENS, parse
+from lyc_fx.formats.peft.keys import EMBEDDED, PREFIX, TOKENS, parse
 from lyc_fx.formats.peft.methods import refuse_unreadable
 from lyc_fx.formats.peft.write import contents
 from lyc_fx.formats.texts import real
@@ -67,7 +67,8 @@ class Peft(Format):
         if "lora_E" in full:
             values = full.pop("lora_E")
             return _pruned(full) if not values.numel() else full | _adalora(full, values, config)
-        return lycoris_layouts(full if "alpha" in full else with_trained_scale(full, config, module))
+        own = {k: full.pop(k) for k in ("dora_scale",) if f"{PREFIX}{module}.{k}" in source.keys}  # in LyCORIS's layout
+        return lycoris_layouts(full if "alpha" in full else with_trained_scale(full, config, module)) | own
 
     def scale_unknown(self, group: Mapping[str, Tensor], source: Source) -> bool:
         """Whether nothing says the scale of a module's factors."""

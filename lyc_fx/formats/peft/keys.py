@@ -15,7 +15,6 @@ FACTORS = {
     "lora_B": "lora_up.weight",
     "lora_B.bias": "diff_b",
     "lora_E": "lora_E",
-    "alpha": "alpha",
     "lora_magnitude_vector": "dora_scale",
     "ia3_l": "ia3_l",
     "oft_R": "packed_R",
@@ -24,11 +23,14 @@ FACTORS = {
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
+LYCORIS = ("alpha", "dora_scale")
+"""LyCORIS's own keys, which some tools write beside these"""
 _MARKS = tuple({name.partition("_")[0] + "_" for name in FACTORS})
 _NAMED = re.compile(
     r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
 )
 """A factor with the name of its adapter, as in a model's state dict"""
+_ENDINGS = ("", ".weight", ".default", ".default.weight")
 _WITHOUT = (".default.", ".modules_to_save.")
 """Names of PEFT's own wrappers, which older versions leave in keys"""
 
@@ -48,6 +50,9 @@ def parse(key: str, source: Source) -> tuple[str, str] | None:
         for factor, suffix in FACTORS.items():
             if tail.endswith(f".{factor}"):
                 return _module(tail.removesuffix(f".{factor}"), source), suffix
+    stem, _, own = key.rpartition(".")
+    if own in LYCORIS and any(f"{stem}.{f}{e}" in source.keys for f in FACTORS for e in _ENDINGS):
+        return _module(path.removesuffix(f".{own}"), source), own
     plain = path.replace(".base_layer.", ".")[1:]
     if plain.endswith(f".token_adapter.{TOKENS}"):
         return plain.removesuffix(f".token_adapter.{TOKENS}"), TOKENS
