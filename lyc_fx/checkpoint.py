@@ -1,20 +1,23 @@
 """The checkpoint road: adapters folded into safetensors files, without any model code."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, final
 
 import torch
+from torch import Tensor
 
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families import Convention
+from lyc_fx.families import Convention, Effect
 from lyc_fx.files import path_of, sync
 from lyc_fx.folding.base import Base, Part, based
-from lyc_fx.folding.header import Layout, laid_out
+from lyc_fx.folding.given import Given, as_weights, given_by, written
+from lyc_fx.folding.given import notes as given_notes
+from lyc_fx.folding.header import Layout, Stored, laid_out
 from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
@@ -99,6 +102,8 @@ def fold_checkpoint(
     patterns = tuple(transposed)
     tied = ties(source)
     weights = oriented(known_by(source.weights(), tied), patterns)
+    given = given_by(stack, source, weights)
+    weights = as_weights(given, weights)
     binding = bind(stack, weights, strict=strict, elsewhere=partial(other_names, source))
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
@@ -116,17 +121,25 @@ def fold_checkpoint(
     source = with_aliases(source, {alias: name for tie in untied for alias, name in tie.aliases.items()})
     merger = Merger(binding, source, weights, compute, seed if rounding == "stochastic" else None)
     provenance = Provenance.of(stack, convention)
-    fold = Fold(source, merger, dtype, provenance, memory, verify, untied)
+    both = [name for tie in tied for name in tie.names if name in given]
+    if both:
+        raise Unsupported(
+            f"{both[0]} has other rows in the adapter than in the base, which ties it: untie the base first "
+            "(load it, give the head a weight of its own, and save it)"
+        )
+    whole = written(given, binding, dtype)
+    fold = Fold(source, merger, dtype, provenance, memory, verify, untied, given, whole)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     if target is None:
         for part in source.parts:
             fold.write(part, None, progress)
     else:
         written_to(target, fold, inputs, resume=resume, force=force, progress=progress)
+    merger.effects |= dict.fromkeys(given, Effect(changed=True, delta=1.0))  # there is no base to compare with
     for tie in (each for each in tied if each not in untied):  # its other names have the effect of what is stored
         merger.effects |= {a: merger.effects[s] for a, s in tie.aliases.items() if s in merger.effects}
     folded = [note for part in source.parts for note in provenance.repeated(part.metadata)]
-    notes = [*_notes(source), *(tie.note for tie in untied), *dict.fromkeys(folded), *merger.notes]
+    notes = [*_notes(source), *given_notes(given), *(tie.note for tie in untied), *dict.fromkeys(folded), *merger.notes]
     report = binding.finished(merger.effects, notes)
     report.warn()
     return report
@@ -145,6 +158,10 @@ class Fold:
     verify: bool
     untied: tuple[Tie, ...] = ()
     """Whose tensors are written apart"""
+    given: Mapping[str, Given] = field(default_factory=dict)
+    """Tensors that the base has not, or not in this shape"""
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """Their values, as they are written"""
 
     @property
     def binding(self) -> Binding:
@@ -152,24 +169,41 @@ class Fold:
 
     def layout(self, part: Part) -> Layout:
         """Of the output's file."""
-        wanted = self.dtype
-        dtypes = {
-            t.name: wanted if wanted is not None and t.dtype.is_floating_point else t.dtype for t in part.layout.tensors
-        }
-        return laid_out(part.layout.tensors, dtypes, self.provenance.added_to(part.metadata))
+        wanted, kept, whole = self.dtype, self._kept(part).tensors, self._whole(part)
+        dtypes = {t.name: wanted if wanted is not None and t.dtype.is_floating_point else t.dtype for t in kept}
+        more = [Stored(name, value.dtype, tuple(value.shape), 0) for name, value in whole.items()]
+        dtypes |= {each.name: each.dtype for each in more}
+        return laid_out([*kept, *more], dtypes, self.provenance.added_to(part.metadata))
+
+    def _kept(self, part: Part) -> Layout:
+        """The base's file without the tensors that are given as a whole."""
+        tensors = tuple(t for t in part.layout.tensors if part.prefix + t.name not in self.whole)
+        return Layout(part.layout.header, tensors)
+
+    def _whole(self, part: Part) -> dict[str, Tensor]:
+        """What is written in this file besides: in the place of its own tensors, and in the last file new ones."""
+        known = {each.prefix + t.name for each in self.base.parts for t in each.layout.tensors}
+        own = {part.prefix + t.name for t in part.layout.tensors}
+        alike = [each for each in self.base.parts if each.prefix == part.prefix]
+        new = {n for n in self.whole if n not in known and n.startswith(part.prefix)} if part is alike[-1] else set()
+        return {n.removeprefix(part.prefix): v for n, v in self.whole.items() if n in own | new}
 
     def write(self, part: Part, target: Path | None, progress: Progress) -> None:
         """Write the merged copy of one file; without a target compute it only."""
         layout = self.layout(part)
+        kept, whole = self._kept(part), self._whole(part)
         with one_thread_each():
-            cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in part.layout.tensors}
-        work = jobs(part.layout, layout, {name: cut for name, cut in cuts.items() if cut is not None})
+            cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in kept.tensors}
+        own = Layout(layout.header, layout.tensors[: len(kept.tensors)])
+        work = jobs(kept, own, {name: cut for name, cut in cuts.items() if cut is not None})
         if target is not None:
             _reserve(target, layout.bytes)
         waiting = self.memory // 4  # the rest is for blocks in work
         with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
             sink.put(0, layout.header)
             run(part.path, sink, work, self.merger.of(part.prefix), memory=self.memory - waiting, progress=progress)
+            for stored in layout.tensors[len(kept.tensors) :]:
+                sink.put(stored.start, whole[stored.name].reshape(-1).view(torch.uint8).numpy().tobytes())
         if target is not None and sink.checksums is not None:
             sync(target)
             read_back(target, sink.checksums)

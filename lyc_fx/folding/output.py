@@ -14,6 +14,7 @@ import torch
 
 from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing, sync, umask, unique
+from lyc_fx.folding.given import followed
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 from lyc_fx.folding.ties import untied_config
@@ -123,12 +124,15 @@ def _carry(fold: "Fold", work: Path) -> None:
     for inside in fold.base.carried:
         (work / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(fold.base.root / inside, work / inside)
-        if inside.name.endswith(".safetensors.index.json") and (fold.dtype is not None or fold.untied):
+        if inside.name.endswith(".safetensors.index.json") and (fold.dtype is not None or fold.untied or fold.given):
             _index(work / inside, fold, inside.parent)
         untied = inside in {tie.config for tie in fold.untied}
-        if inside.name == "config.json" and (untied or fold.dtype is not None):
+        if inside.name == "config.json" and (untied or fold.given or fold.dtype is not None):
             config = json.loads((work / inside).read_text())
             config = untied_config(config) if untied else config
+            prefix = ".".join((*inside.parent.parts, ""))
+            own = {n.removeprefix(prefix): g for n, g in fold.given.items() if n.startswith(prefix)}
+            config = followed(config, own) if own else config
             config = config if fold.dtype is None else with_dtype(config, fold.dtype)
             (work / inside).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,0 +1,127 @@
+"""Tensors that an adapter has as a whole where the base has none of that shape: a vocabulary with new rows, a new head.
+
+PEFT saves such modules beside its factors (`modules_to_save`). In memory the model was resized before; a folder is made
+so by writing them in the place of the base's, or beside the others, and by a configuration that follows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.adapters import Entry
+from lyc_fx.binding import Binding
+from lyc_fx.errors import BadAdapter
+from lyc_fx.families import merged
+from lyc_fx.families.replace import Replace
+from lyc_fx.fitting import Weight
+from lyc_fx.folding.base import Base
+from lyc_fx.naming import Names
+from lyc_fx.stack import Part, Stack
+
+_SAVED = "base_model.model."
+_LABELS = ("score", "classifier")
+"""Heads with a row for each label"""
+
+
+@final
+@dataclass(frozen=True)
+class Given:
+    """The whole value of one tensor of the output."""
+
+    value: Tensor
+    rows: int | None
+    """Of the base's tensor; None where it has none"""
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+
+def given_by(stack: Stack, source: Base, weights: Mapping[str, Weight]) -> dict[str, Given]:
+    """By the tensors' names. Only for a folder, which has a configuration that can follow.
+
+    Raises BadAdapter for one at another strength than 1: between it and a base of another shape there is nothing.
+    """
+    found: dict[str, Given] = {}
+    if not source.folder or not any(each.name == "config.json" for each in source.carried):
+        return found
+    names = Names({name: weight.logical for name, weight in weights.items()})
+    common = next((w.dtype for w in weights.values() if w.dtype.is_floating_point), torch.float32)
+    for part in stack.parts:
+        for entry, name, rows in _whole(part, names, weights):
+            if part.strength * part.factor(name) != 1:
+                raise BadAdapter(
+                    f"{part.adapters.source}: {entry.module} is of another shape than the base's: it can be written as "
+                    "it is, at strength 1 only (--exclude leaves it out)"
+                )
+            assert isinstance(entry.adapter, Replace)
+            found[name] = Given(entry.adapter.value, rows, common if rows is None else weights[name].dtype)
+    return found
+
+
+def _whole(part: Part, names: Names, weights: Mapping[str, Weight]) -> Iterator[tuple[Entry, str, int | None]]:
+    """The entries of one set that are such tensors, with the tensor's name and the rows that the base has of it."""
+    known = any(names.find(entry.module, entry.leaf) for entry in part.adapters.entries)
+    for entry in part.adapters.entries:
+        if not isinstance(entry.adapter, Replace) or not all(key.startswith(_SAVED) for key in entry.keys):
+            continue
+        shape, found = tuple(entry.adapter.value.shape), names.find(entry.module, entry.leaf)
+        if not found and known and shape:
+            yield entry, f"{entry.module}.{entry.leaf}", None
+        elif len(found) == 1 and len(found[0]) == 1 and found[0][0].rows is None:
+            name = found[0][0].parameter
+            own = weights[name].logical
+            if len(own) == len(shape) and own[1:] == shape[1:] and own != shape:
+                yield entry, name, own[0]
+
+
+def as_weights(given: Mapping[str, Given], weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights with the shapes that these will have."""
+    known = {
+        n: replace(weights[n], shape=g.shape) if n in weights else Weight(g.shape, g.dtype) for n, g in given.items()
+    }
+    return {**weights, **known}
+
+
+def written(given: Mapping[str, Given], binding: Binding, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """What is to be written: each value, with the other adapters of that weight, relative to it."""
+    found = {}
+    for name, each in given.items():
+        changes = [bound.change(torch.device("cpu")) for bound in binding.active(name)]
+        found[name] = merged(each.value.double(), changes, result=dtype or each.dtype).contiguous()
+    return found
+
+
+def followed(config: dict[str, Any], given: Mapping[str, Given]) -> dict[str, Any]:
+    """A configuration for these: the size of its vocabulary, its labels, and the class that has such a head."""
+    for name, each in given.items():
+        if each.rows is not None:
+            for table in (config, *(t for t in config.values() if isinstance(t, dict))):
+                if table.get("vocab_size") == each.rows:
+                    table["vocab_size"] = each.shape[0]
+        module = name.rpartition(".")[0]
+        if name.endswith(".weight") and module in _LABELS:
+            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(each.shape[0])}
+            config["label2id"] = {f"LABEL_{i}": i for i in range(each.shape[0])}
+            if module == "score" and each.rows is None:
+                config["architectures"] = [_classifier(str(a)) for a in config.get("architectures") or ()]
+    return config
+
+
+def _classifier(architecture: str) -> str:
+    return re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", "ForSequenceClassification", architecture)
+
+
+def notes(given: Mapping[str, Given]) -> list[str]:
+    """What is said of them."""
+    return [
+        f"{name} is new in the base: it is written as the adapter has it"
+        if each.rows is None
+        else f"{name} has {each.shape[0]} rows, the base {each.rows}: it is written as the adapter has it"
+        for name, each in given.items()
+    ]
