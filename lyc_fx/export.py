@@ -4,17 +4,16 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
+from lyc_fx.exported import exported
 from lyc_fx.files import STORED, metadata_of, path_of, replacing, write_safetensors
-from lyc_fx.program import BANK, facts, get_tensor, without_autocast
+from lyc_fx.program import BANK, facts, get_tensor, weights
 
 
 @final
@@ -26,14 +25,14 @@ Path_ = str | os.PathLike[str]
 
 
 def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Save a program: `.safetensors` holds the weights under the base model's keys, `.pt2` a whole
-    `torch.export` program with the sizes that were dynamic at capture (load it with `torch.export.load`).
+    """Save a program: `.safetensors` holds the weights under the base model's keys, `.pt2` a whole `torch.export`
+    program with the sizes that were dynamic at capture, and their ranges (load it with `torch.export.load`).
 
     `metadata`, text by text, goes into the safetensors header, or into a .pt2 as its extra file `metadata.json`. The
     file appears under its name only when it is whole.
-    Raises Unsupported for another suffix or dtype, InvalidGraph where adapters are not folded yet (.safetensors)
-    or weights have no values, and BadFile where the file cannot be written. Warns with Untied where a .safetensors file
-    has two values for what was one tensor in the model.
+    Raises Unsupported for another suffix or dtype, and for a program that torch cannot store; InvalidGraph where
+    adapters are not folded yet (.safetensors) or weights have no values, and BadFile where the file cannot be written.
+    Warns with Untied where a .safetensors file has two values for what was one tensor in the model.
     """
     if not isinstance(program, nn.Module):
         raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
@@ -44,10 +43,14 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
     elif suffix == ".pt2":
         if not isinstance(program, GraphModule):
             raise InvalidGraph(f"{path}: .pt2 takes a captured program, not {type(program).__name__}")
-        _refuse_empty(path, {name: get_tensor(program, name) for name in _reads(program)})
-        exported = _exported(program)
+        _refuse_empty(path, {str(node.target): get_tensor(program, str(node.target)) for node in weights(program)})
+        extra = {"metadata.json": json.dumps(said)} if said else None
         with replacing(path) as part, part.open("wb") as file:
-            torch.export.save(exported, file, extra_files={"metadata.json": json.dumps(said)} if said else None)
+            try:
+                torch.export.save(exported(program), file, extra_files=extra)
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise Unsupported(f"{path}: torch.export cannot store this program: {reason}") from error
     else:
         raise Unsupported(f"{path}: export writes .safetensors and .pt2, not {suffix or 'a file without suffix'}")
 
@@ -83,40 +86,3 @@ def _refuse_empty(path: Path_, tensors: Mapping[str, Tensor]) -> None:
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
         raise InvalidGraph(f"{path}: {empty[0]} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
-
-
-def _exported(program: GraphModule) -> ExportedProgram:
-    """The program exported again, for inputs like those of its capture."""
-    flat, shapes = [], []
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        flat.append(_example(value))
-        shapes.append(_shapes(value))
-    spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
-    args, kwargs = pytree.tree_unflatten(flat, spec)
-    arg_shapes, kwarg_shapes = pytree.tree_unflatten(shapes, spec)
-    with torch.enable_grad(), without_autocast():
-        return torch.export.export(
-            program, tuple(args), kwargs, dynamic_shapes=(*arg_shapes, *_values(kwarg_shapes)) or None, strict=False
-        )
-
-
-def _values(kwargs: Mapping[str, Any]) -> list[Any]:
-    return list(kwargs.values())
-
-
-def _reads(program: GraphModule) -> list[str]:
-    return [str(n.target) for n in program.graph.find_nodes(op="get_attr")]
-
-
-def _example(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    sizes = [s if isinstance(s, int) else s.node.hint or 2 for s in value.shape]
-    return torch.zeros(sizes, dtype=value.dtype, device=value.device)
-
-
-def _shapes(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return None
-    return {i: Dim.AUTO for i, size in enumerate(value.shape) if not isinstance(size, int)}

@@ -23,6 +23,10 @@ BANK = "lyc_fx"
 _META = "lyc_fx"
 
 
+Range = tuple[int, int | None]
+"""The least size and the greatest; None is no bound"""
+
+
 @final
 @dataclass(frozen=True)
 class Step:
@@ -53,6 +57,10 @@ class Facts:
     """The names of tensors that had several in the model, those of `aliases` apart"""
     on_disk: Mapping[str, str] = field(default_factory=dict)
     """What checkpoints of the model's class call its parameters, to the names that they have"""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Of the sizes that may vary, by symbol, as the capture had them"""
+    guards: tuple[str, ...] = ()
+    """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
     """Of the last splice"""
     steps: tuple[Step, ...] = ()

@@ -18,6 +18,7 @@ from lyc_fx.capture.dynamic import (
     arguments,
     export_shapes,
     ordered,
+    ranges,
     spell_out,
     warn_of_specialized,
 )
@@ -159,7 +160,9 @@ def _from_program(
         tuple(each) for names in tied(result).values() if len(each := [n for n in names if n not in aliases]) > 1
     )
     on_disk = {} if model is None else names_on_disk(model)
-    remember(result, **vars(Facts(tuple(result.state_dict()), dict(aliases), ties, on_disk)))
+    guards = tuple(program._guards_code)
+    known = Facts(tuple(result.state_dict()), dict(aliases), ties, on_disk, ranges(program), guards)
+    remember(result, **vars(known))
     return result
 
 

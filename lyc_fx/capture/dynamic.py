@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
+import sympy
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import CaptureError
+from lyc_fx.program import Range
 
 DynamicShapes = str | Mapping[str, Any] | Sequence[Any] | None
 FIXED = "_"
@@ -125,6 +127,16 @@ def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
             return shapes if isinstance(shapes, str) else None
         shapes = shapes[step]
     return shapes
+
+
+def ranges(program: ExportedProgram) -> dict[str, Range]:
+    """Of the symbols of an exported program, as whoever exported it said, or as the model's code allows."""
+    found = {}
+    for symbol, bounds in program.range_constraints.items():
+        if symbol.is_Symbol:
+            upper = bounds.upper
+            found[str(symbol)] = (int(bounds.lower), int(upper) if isinstance(upper, sympy.Integer) else None)
+    return found
 
 
 def warn_of_specialized(gm: GraphModule, shapes: Any, *, small: bool) -> None:
