@@ -21,7 +21,7 @@ from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
 from lyc_fx.stack import Stack
 from lyc_fx.twins import Twins, mirrored
-from lyc_fx.unmatched import advice, shortened, unmatched
+from lyc_fx.unmatched import OF_UNREAD, advice, shortened, unmatched
 
 
 @final
@@ -196,7 +196,9 @@ def bind(
     if strict:
         faults += unmatched(lost, names, [row.module for row in applied])
     if faults:
-        hint = f"\n{advice(lost, [row.module for row in applied])}" if lost and strict else ""
+        unread = any(part.adapters.unread for part in stack.parts)
+        hint = f"\n{advice(lost, [row.module for row in applied], shapes)}" if lost and strict else ""
+        hint = f"\n{OF_UNREAD}" if unread and strict and not lost else hint
         raise BadAdapter("\n".join([f"{wrong} adapters cannot be applied:", *shortened(faults)]) + hint)
     untouched = tuple(name for name, weight in weights.items() if len(weight.shape) > 1 and name not in targets)
     notes = _taken(names, targets) if not stack.components else ()

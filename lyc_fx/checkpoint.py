@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.binding import Binding, bind
-from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.errors import BadAdapter, LycFxError, Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.files import path_of, sync
 from lyc_fx.folding.base import Base, Part, based
@@ -22,6 +22,7 @@ from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
 from lyc_fx.folding.provenance import Provenance
+from lyc_fx.folding.quantized import advice
 from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.sink import Sink
@@ -104,7 +105,10 @@ def fold_checkpoint(
     weights = oriented(known_by(source.weights(), tied), patterns)
     given = given_by(stack, source, weights)
     weights = as_weights(given, weights)
-    binding = bind(stack, weights, strict=strict, elsewhere=partial(other_names, source))
+    try:
+        binding = bind(stack, weights, strict=strict, elsewhere=partial(other_names, source))
+    except BadAdapter as error:
+        raise _explained(error, base, weights) from error
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
             f"no adapter found a weight of {base}: there is nothing to fold, and the output would be a copy; "
@@ -207,6 +211,19 @@ class Fold:
         if target is not None and sink.checksums is not None:
             sync(target)
             read_back(target, sink.checksums)
+
+
+_FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
+
+
+def _explained(error: BadAdapter, base: Path_, names: Iterable[str]) -> LycFxError:
+    """The error, or what the base is that adapters cannot fit."""
+    quantized = advice(base, names)
+    if quantized is not None:
+        return Unsupported(quantized)
+    if any(name.endswith(_FACTORS) for name in names):
+        return BadAdapter(f"{base}: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT")
+    return error
 
 
 def other_names(base: Base) -> dict[str, str]:

@@ -1,15 +1,23 @@
 """What is said of adapters that find no weight: the nearest names, and what is probably wrong."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.architecture import purpose
 from lyc_fx.naming import COMPONENTS, INTERLEAVED, PREFIXES, Names
 
 SHOWN = 20
 """How many of a long list a message names"""
 _PARTS = ("weight_g", "weight_v", "weight_orig", *(f"parametrizations.weight.original{n}" for n in ("", "0", "1")))
 """From what weight norm and other parametrizations compute a module's weight"""
+
+
+OF_UNREAD = (
+    "Without a key that nobody understands this may be another adapter than was trained: leave such modules out by "
+    "name (adapters.exclude, --exclude PATTERN), or apply what is understood and list the rest: strict=False "
+    "(--no-strict)."
+)
 
 
 def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: Sequence[str]) -> list[str]:
@@ -36,10 +44,13 @@ def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: S
     return lines
 
 
-def advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str]) -> str:
-    """What to do about adapters that found no weight."""
+def advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str], own: Iterable[str]) -> str:
+    """What to do about adapters that found no weight of a model with these parameters."""
     if not matched:
-        return "None of the names is the model's: are these adapters for another model?"
+        sets = {id(adapters): adapters for adapters, _ in lost}.values()
+        found = [purpose(each.metadata, [entry.module for _, entry in lost], own) for each in sets]
+        known = " ".join(dict.fromkeys(filter(None, found)))
+        return f"None of the names is the model's: are these adapters for another model? {known}".rstrip()
     modules = [entry.module for _, entry in lost]
     apart = elsewhere(modules, matched)
     if sum(map(len, apart.values())) == len(modules):

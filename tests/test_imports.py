@@ -34,7 +34,8 @@ MAY: dict[str, set[str]] = {
     "stand_in": {"errors", "program"},
     "stack": {"adapters", "chosen", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
-    "unmatched": {"adapters", "naming"},
+    "architecture": set(),
+    "unmatched": {"adapters", "architecture", "naming"},
     "twins": {"families", "fitting", "naming"},
     "allocator": set(),  # of the process, so that only the command line may touch it
     "blockwise": {"families"},

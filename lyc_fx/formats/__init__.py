@@ -34,6 +34,10 @@ FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Nhwc(), Lycoris(), 
 _WRITERS: dict[str, Format] = {f.name: f for f in FORMATS} | {"kohya": Lycoris()}
 
 
+_SHOWN = 20
+"""How many of a long list a message names"""
+
+
 class AssumedScale(UserWarning):
     """Nothing says what the change of a file's adapters is multiplied by."""
 
@@ -83,8 +87,10 @@ def load(
     if not modules:
         sample = ", ".join(sorted(tensors)[:3]) or "it holds no tensor"
         known = ", ".join(format_.name for format_ in FORMATS)
+        model = any(key.endswith((".weight", ".bias")) for key in tensors)
+        order = "; if this is the model, it comes first: lyc-fx fold BASE ADAPTER -o OUT" if model else ""
         raise BadAdapter(
-            f"{said.name}: none of its {len(tensors)} keys is of a known adapter format ({known}): {sample}"
+            f"{said.name}: none of its {len(tensors)} keys is of a known adapter format ({known}): {sample}{order}"
         )
     groups = {module: {suffix: tensors[key] for suffix, key in keys.items()} for module, keys in modules.items()}
     if said.stated_layout is None:
@@ -111,7 +117,8 @@ def load(
             stacklevel=2,
         )
     if faults:
-        raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults]))
+        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults[:_SHOWN], *more]))
     made = [replace(entry, unread=beside.get(entry.module, ())) for entry in made]
     metadata = {key: text for key, text in said.metadata.items() if key != MARK}  # what is read has LyCORIS's layout
     return AdapterSet(tuple(made), said.name, metadata, tuple(unread))

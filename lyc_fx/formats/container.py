@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lyc_fx.errors import BadFile
+from lyc_fx.formats.mistaken import said_of_content, said_of_missing
 
 _MOST_DIMENSIONS = 64
 """Of a tensor of torch"""
 _PACKED = ("F4", "F6_")
 """How the names of dtypes begin of which several values share a byte"""
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def start_of(path: Path, size: int) -> bytes:
         with path.open("rb") as file:
             return file.read(size)
     except FileNotFoundError as error:
-        raise BadFile(f"{path}: there is no such file") from error
+        raise BadFile(f"{path}: {said_of_missing(str(path))}") from error
     except OSError as error:
         raise BadFile(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL
@@ -78,10 +78,6 @@ def _refuse_shapes(path: Path, handle: Any) -> None:
 
 
 def _refuse(path: Path) -> None:
-    start = start_of(path, 9)
-    header = start[4:] == b"\0\0\0\0{"  # the length of a header may begin as a pickle does
-    if start.startswith(_PICKLES) and not header:
-        raise BadFile(
-            f"{path}: is a pickle (torch.save), which can run code when loaded. "
-            "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), out)"
-        )
+    said = said_of_content(path, start_of(path, 64))
+    if said is not None:
+        raise BadFile(f"{path}: {said}")
