@@ -25,7 +25,8 @@ OTHER = "None of the names is the model's: are these adapters for another model?
 FILES: dict[str, Case] = {
     "gguf": (
         fold(named("m.gguf", GGUF), locon),
-        "…/m.gguf: is a GGUF file, quantized for llama.cpp or ComfyUI: fold into the safetensors model that it was made "
+        "…/m.gguf: is a GGUF file, quantized for llama.cpp or ComfyUI: fold into the safetensors model that it was "
+        "made "
         "of, and convert that again",
     ),
     "pointer": (
@@ -34,7 +35,8 @@ FILES: dict[str, Case] = {
     ),
     "page": (
         fold(base, named("a.safetensors", PAGE)),
-        "…/a.safetensors: is a web page, most likely a login or an error: download the file again, with a token where it "
+        "…/a.safetensors: is a web page, most likely a login or an error: download the file again, with a token "
+        "where it "
         "asks for one",
     ),
     "json": (
@@ -97,7 +99,8 @@ MEANT: dict[str, Case] = {
     "swapped": (
         fold(locon, base),
         "…/base.safetensors: none of its 4 keys is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
-        "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE ADAPTER "
+        "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE "
+        "ADAPTER "
         "-o OUT",
     ),
     "twice an adapter": (
@@ -106,7 +109,8 @@ MEANT: dict[str, Case] = {
     ),
     "flux": (
         fold(base, stored("a.safetensors", factors("lora_unet_double_blocks_0_img_attn_proj"))),
-        "1 adapters cannot be applied:\n  …/a.safetensors: lora_unet_double_blocks_0_img_attn_proj: no such weight in the "
+        "1 adapters cannot be applied:\n  …/a.safetensors: lora_unet_double_blocks_0_img_attn_proj: no such weight "
+        "in the "
         f"model\n{OTHER} Its names are those of Flux or HunyuanVideo, with their original names.",
     ),
     "as it says": (
@@ -127,12 +131,14 @@ MEANT: dict[str, Case] = {
     ),
     "shape": (
         fold(base, changed(lycoris_fc__lora_up__weight=torch.ones(7, 2))),
-        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc: does not fit fc.weight (6, 4): lora_up.weight "
+        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc: does not fit fc.weight (6, 4): "
+        "lora_up.weight "
         "as a matrix is (7, 2), the weight asks for (6, 2)",
     ),
     "unread": (
         fold(base, changed(lycoris_fc__mystery=torch.ones(2))),
-        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc.mystery: no format reads this key\nWithout a "
+        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc.mystery: no format reads this "
+        "key\nWithout a "
         "key that nobody understands this may be another adapter than was trained: leave such modules out by name "
         "(adapters.exclude, --exclude PATTERN), or apply what is understood and list the rest: strict=False "
         "(--no-strict).",
@@ -185,13 +191,15 @@ OPTIONS: dict[str, Case] = {
     "resume": (fold(base, locon, "--resume"), "--resume is for folders of shards: a single file is written anew"),
     "convention": (
         lambda f: ["convert", f.locon, "--to", "diffusers", "-o", f.folder / "c.safetensors"],
-        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be read out of these; "
+        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be read out "
+        "of these; "
         "name the model that they are for, or a checkpoint of it: like=… (command line: --like FILE)",
     ),
     "inspect a model": (
         lambda f: ["inspect", f.base],
         "…/base.safetensors: none of its 4 keys is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
-        "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE ADAPTER "
+        "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE "
+        "ADAPTER "
         "-o OUT",
     ),
     "coverage of nothing": (
