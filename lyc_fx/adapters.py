@@ -13,6 +13,7 @@ from typing import Self, final
 import torch
 
 from lyc_fx.families import Adapter, Convention
+from lyc_fx.renaming import names_of, table_of
 
 NamePattern = str | re.Pattern[str]
 
@@ -70,6 +71,16 @@ class AdapterSet:
     def exclude(self, *patterns: NamePattern) -> Self:
         """The entries whose module (as in the file) matches none of the patterns."""
         return self._keep(lambda name: not any(_matches(p, name) for p in patterns))
+
+    def renamed(self, table: Mapping[str, str]) -> Self:
+        """The same adapters under other names: `adapters.renamed({"backbone": "model.layers", "module": ""})`.
+
+        A key is one segment of a module's name, or several in a row, wherever they stand, and becomes its value. In
+        names without dots, segments end at underscores. What was renamed is not renamed again; the empty key stands
+        before every name. Raises BadAdapter where a key is in no name, or where two names become one; WrongArgument.
+        """
+        names = names_of((entry.module for entry in self.entries), table_of(table), self.source)
+        return replace(self, entries=tuple(replace(e, module=names[e.module]) for e in self.entries))
 
     def _keep(self, wanted: Callable[[str], bool]) -> Self:
         return replace(

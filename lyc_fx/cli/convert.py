@@ -10,6 +10,7 @@ import typer
 
 from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
+from lyc_fx.cli.renaming import Rename, renamed
 
 if TYPE_CHECKING:
     from lyc_fx.convert import Made
@@ -39,6 +40,7 @@ def command(
         typer.Option(metavar="RANK", min=1, help="Approximate what has no exact form of this rank; prints the error."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
+    rename: Rename = None,
     config: Config = None,
     alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
@@ -49,7 +51,8 @@ def command(
         from lyc_fx import load
         from lyc_fx.convert import convert
 
-        conversion = convert(load(file, config=config, alpha=alpha), to.value, like=like, svd=svd)
+        [adapters] = renamed([load(file, config=config, alpha=alpha)], rename)
+        conversion = convert(adapters, to.value, like=like, svd=svd)
         conversion.save(out, [file], force=force)
     if as_json:
         modules = [_data(made) for made in conversion.modules]

@@ -8,11 +8,13 @@ import typer
 
 from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
+from lyc_fx.cli.renaming import Rename, renamed
 
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors file, or a folder with some.")],
     adapters: Annotated[list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter files, or PEFT directories.")],
+    rename: Rename = None,
     config: Config = None,
     alpha: Alpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
@@ -22,5 +24,6 @@ def command(
         from lyc_fx import load
         from lyc_fx.coverage import coverage
 
-        found = coverage([load(path, config=config, alpha=alpha) for path in adapters], model)
+        files = renamed([load(path, config=config, alpha=alpha) for path in adapters], rename)
+        found = coverage(files, model)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))

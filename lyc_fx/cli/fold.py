@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from lyc_fx.allocator import keep_freed_memory
 from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
+from lyc_fx.cli.renaming import Rename, renamed
 from lyc_fx.folding.ahead import begin
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="PATTERN=FACTOR", help="Factor for weights whose name in BASE matches; the first counts."),
     ] = None,
+    rename: Rename = None,
     config: Config = None,
     alpha: Alpha = None,
     sequential: Annotated[
@@ -108,6 +110,7 @@ def command(
 
         given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
         stack = _chosen(given, only or [], exclude or [])
+        stack = list(zip(renamed([file for file, _ in stack], rename), (factor for _, factor in stack), strict=True))
         if dry_run and out is not None:
             free(out, [base, *(each.path for each in wanted)], folder=base.is_dir(), force=force)
     size = _bytes(base)
