@@ -44,6 +44,7 @@ class LoCon(Decomposable):
     def fit_product(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         if self.mid is None:
+            self._refuse_grouped(shape)
             expect("lora_up.weight as a matrix", flat_shape(self.up), (out, self.rank))
             expect("lora_down.weight as a matrix", flat_shape(self.down), (self.rank, inner * taps))
             expect_kernel("lora_down.weight", self.down, shape)
@@ -53,6 +54,18 @@ class LoCon(Decomposable):
             expect("lora_up.weight as a matrix", flat_shape(self.up), (out, self.mid.shape[0]))
             expect("lora_down.weight as a matrix", flat_shape(self.down), (self.mid.shape[1], inner))
             expect_kernel("lora_mid.weight", self.mid, shape)
+
+    def _refuse_grouped(self, shape: Shape) -> None:
+        """PEFT adapts a grouped convolution by an A without groups, over all inputs, and a B with them."""
+        if len(shape) < 3 or min(self.up.dim(), self.down.dim()) < 2 or not self.up.shape[1]:
+            return
+        groups, rest = divmod(self.rank, self.up.shape[1])
+        if groups > 1 and not rest and self.down.shape[1] == groups * shape[1]:
+            raise BadAdapter(
+                f"the factors {tuple(self.down.shape)} and {tuple(self.up.shape)} are PEFT's for a convolution of "
+                f"{groups} groups, where every output reads all inputs: no weight of the layer represents that (PEFT "
+                "cannot merge it either); run the model with PEFT, or leave this module out"
+            )
 
     def weight_shape(self) -> tuple[int, ...]:
         kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
