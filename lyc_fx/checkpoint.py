@@ -1,32 +1,27 @@
 """The checkpoint road: adapters folded into safetensors files, without any model code."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, final
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from lyc_fx.binding import Binding, bind
+from lyc_fx.binding import bind
 from lyc_fx.errors import BadAdapter, LycFxError, Unsupported
 from lyc_fx.families import Convention, Effect
-from lyc_fx.files import path_of, sync
-from lyc_fx.folding.base import Base, Part, based
-from lyc_fx.folding.given import Given, as_weights, given_by, written
+from lyc_fx.files import path_of
+from lyc_fx.folding.base import Base, based
+from lyc_fx.folding.fold import Fold
+from lyc_fx.folding.given import as_weights, given_by, written
 from lyc_fx.folding.given import notes as given_notes
-from lyc_fx.folding.header import Layout, Stored, laid_out
-from lyc_fx.folding.jobs import jobs
 from lyc_fx.folding.merger import Merger
 from lyc_fx.folding.output import written_to
 from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.quantized import advice
-from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
+from lyc_fx.folding.run import Progress
 from lyc_fx.folding.scaled import refuse_conversion
-from lyc_fx.folding.sink import Sink
-from lyc_fx.folding.ties import Tie, configuration, known_by, ties, with_aliases
+from lyc_fx.folding.ties import configuration, known_by, ties, with_aliases
 from lyc_fx.naming.disk import names_in_memory
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
@@ -149,70 +144,6 @@ def fold_checkpoint(
     return report
 
 
-@final
-@dataclass(frozen=True)
-class Fold:
-    """All that is to be written, apart from where."""
-
-    base: Base
-    merger: Merger
-    dtype: torch.dtype | None
-    provenance: Provenance
-    memory: int
-    verify: bool
-    untied: tuple[Tie, ...] = ()
-    """Whose tensors are written apart"""
-    given: Mapping[str, Given] = field(default_factory=dict)
-    """Tensors that the base has not, or not in this shape"""
-    whole: Mapping[str, Tensor] = field(default_factory=dict)
-    """Their values, as they are written"""
-
-    @property
-    def binding(self) -> Binding:
-        return self.merger.binding
-
-    def layout(self, part: Part) -> Layout:
-        """Of the output's file."""
-        wanted, kept, whole = self.dtype, self._kept(part).tensors, self._whole(part)
-        dtypes = {t.name: wanted if wanted is not None and t.dtype.is_floating_point else t.dtype for t in kept}
-        more = [Stored(name, value.dtype, tuple(value.shape), 0) for name, value in whole.items()]
-        dtypes |= {each.name: each.dtype for each in more}
-        return laid_out([*kept, *more], dtypes, self.provenance.added_to(part.metadata))
-
-    def _kept(self, part: Part) -> Layout:
-        """The base's file without the tensors that are given as a whole."""
-        tensors = tuple(t for t in part.layout.tensors if part.prefix + t.name not in self.whole)
-        return Layout(part.layout.header, tensors)
-
-    def _whole(self, part: Part) -> dict[str, Tensor]:
-        """What is written in this file besides: in the place of its own tensors, and in the last file new ones."""
-        known = {each.prefix + t.name for each in self.base.parts for t in each.layout.tensors}
-        own = {part.prefix + t.name for t in part.layout.tensors}
-        alike = [each for each in self.base.parts if each.prefix == part.prefix]
-        new = {n for n in self.whole if n not in known and n.startswith(part.prefix)} if part is alike[-1] else set()
-        return {n.removeprefix(part.prefix): v for n, v in self.whole.items() if n in own | new}
-
-    def write(self, part: Part, target: Path | None, progress: Progress) -> None:
-        """Write the merged copy of one file; without a target compute it only."""
-        layout = self.layout(part)
-        kept, whole = self._kept(part), self._whole(part)
-        with one_thread_each():
-            cuts = {t.name: self.merger.cut(part.prefix + t.name) for t in kept.tensors}
-        own = Layout(layout.header, layout.tensors[: len(kept.tensors)])
-        work = jobs(kept, own, {name: cut for name, cut in cuts.items() if cut is not None})
-        if target is not None:
-            _reserve(target, layout.bytes)
-        waiting = self.memory // 4  # the rest is for blocks in work
-        with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
-            sink.put(0, layout.header)
-            run(part.path, sink, work, self.merger.of(part.prefix), memory=self.memory - waiting, progress=progress)
-            for stored in layout.tensors[len(kept.tensors) :]:
-                sink.put(stored.start, whole[stored.name].reshape(-1).view(torch.uint8).numpy().tobytes())
-        if target is not None and sink.checksums is not None:
-            sync(target)
-            read_back(target, sink.checksums)
-
-
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 
 
@@ -236,14 +167,6 @@ def other_names(base: Base) -> dict[str, str]:
             named = names_in_memory(configuration(base.root / inside), stored)
             found |= {prefix + memory: prefix + disk for memory, disk in named.items()}
     return found
-
-
-def _reserve(target: Path, size: int) -> None:
-    """A full disk is found out before the work. Raises OSError."""
-    with target.open("r+b") as file:
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
-        file.truncate(size)
 
 
 def _notes(base: Base) -> list[str]:

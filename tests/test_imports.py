@@ -94,8 +94,7 @@ MAY: dict[str, set[str]] = {
     "stores": {"errors", "files", "formats"},
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
-    "folding": LOW
-    | {"adapters", "naming", "outputs", "binding", "checkpoint", "families", "fitting", "folding", "formats", "stack"},
+    "folding": LOW | {"adapters", "naming", "outputs", "binding", "families", "fitting", "folding", "formats", "stack"},
     "checkpoint": LOW | {"binding", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
 }
 

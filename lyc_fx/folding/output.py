@@ -8,20 +8,18 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing, sync, umask, unique
+from lyc_fx.folding.fold import Fold
 from lyc_fx.folding.given import followed
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 from lyc_fx.folding.ties import untied_config
 from lyc_fx.outputs import Path_, free, move_folder
-
-if TYPE_CHECKING:
-    from lyc_fx.checkpoint import Fold
 
 _FINGERPRINT = ".fold.json"
 _DTYPES = ("dtype", "torch_dtype")
@@ -29,7 +27,7 @@ _DTYPES = ("dtype", "torch_dtype")
 
 
 def written_to(
-    path: Path_, fold: "Fold", inputs: Iterable[Path_], *, resume: bool, force: bool, progress: Progress
+    path: Path_, fold: Fold, inputs: Iterable[Path_], *, resume: bool, force: bool, progress: Progress
 ) -> None:
     """Write a fold. Under torchrun every rank calls this; when one fails, all do, and nothing is left.
 
@@ -50,7 +48,7 @@ def written_to(
         _folder(target, fold, all_, resume=resume, progress=progress)
 
 
-def _folder(target: Path, fold: "Fold", all_: Ranks, *, resume: bool, progress: Progress) -> None:
+def _folder(target: Path, fold: Fold, all_: Ranks, *, resume: bool, progress: Progress) -> None:
     work = Path(all_.said(lambda: str(_workspace(target, resume=resume))))
     done = False
     try:
@@ -93,7 +91,7 @@ def _begin(work: Path, target: Path, fingerprint: str, *, resume: bool) -> None:
     mark.write_text(fingerprint)
 
 
-def _fingerprint(fold: "Fold") -> str:
+def _fingerprint(fold: Fold) -> str:
     """What two runs must have in common to be one."""
     parts = [
         (
@@ -119,7 +117,7 @@ def _fingerprint(fold: "Fold") -> str:
     )
 
 
-def _carry(fold: "Fold", work: Path) -> None:
+def _carry(fold: Fold, work: Path) -> None:
     """Configurations, tokenizers and indices."""
     for inside in fold.base.carried:
         (work / inside).parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +143,7 @@ def with_dtype(config: Any, dtype: torch.dtype) -> Any:
     return {k: name if k in _DTYPES and isinstance(v, str) else with_dtype(v, dtype) for k, v in config.items()}
 
 
-def _index(index: Path, fold: "Fold", folder: Path) -> None:
+def _index(index: Path, fold: Fold, folder: Path) -> None:
     """An index says where its tensors are, and how many bytes they have."""
     content = json.loads(index.read_text())
     shards = [part for part in fold.base.parts if part.inside.parent == folder]

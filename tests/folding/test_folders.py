@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
+import lyc_fx.folding.fold
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.families import blocks
@@ -169,7 +170,7 @@ def torchrun(ranks: int, *arguments: Path) -> "subprocess.CompletedProcess[str]"
 def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "wanted")
     seen: list[str] = []
-    original = lyc_fx.checkpoint.run  # type: ignore[attr-defined]
+    original = lyc_fx.folding.fold.run  # type: ignore[attr-defined]
 
     def failing(source: Path, *arguments: object, **options: object) -> object:
         seen.append(source.name)
@@ -177,7 +178,7 @@ def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Pat
             raise KeyboardInterrupt
         return original(source, *arguments, **options)
 
-    monkeypatch.setattr(sys.modules["lyc_fx.checkpoint"], "run", failing)
+    monkeypatch.setattr(lyc_fx.folding.fold, "run", failing)
     with pytest.raises(KeyboardInterrupt):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
