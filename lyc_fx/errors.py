@@ -13,6 +13,14 @@ class BadAdapter(LycFxError):
     """An adapter is incomplete, non-finite, does not fit its weight, or finds no weight at all."""
 
 
+class BadModules(BadAdapter):
+    """Some modules of a file cannot be used; `sound` is the adapter set of the others."""
+
+    def __init__(self, message: str, sound: object) -> None:
+        super().__init__(message)
+        self.sound = sound
+
+
 class CaptureError(LycFxError):
     """A model cannot be brought into the form of a captured program."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lyc_fx.cli.arguments import Alpha, Config
+from lyc_fx.cli.partial import end, read_in_part
 from lyc_fx.cli.progress import working
 from lyc_fx.cli.renaming import Rename, renamed
 
@@ -21,9 +22,9 @@ def command(
 ) -> None:
     """For each key of adapter files: what it changes or why not; for each weight of a model: adapted or not."""
     with working("reading the headers", quiet=as_json):
-        from lyc_fx import load
         from lyc_fx.coverage import coverage
 
-        files = renamed([load(path, config=config, alpha=alpha) for path in adapters], rename)
-        found = coverage(files, model)
+        read = [read_in_part(path, config, alpha) for path in adapters]
+        found = coverage(renamed([file for file, _ in read], rename), model)
     typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    end("\n".join(fault for _, fault in read if fault) or None, complete=found.complete)

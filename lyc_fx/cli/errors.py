@@ -42,6 +42,9 @@ class ReportsErrors(TyperGroup):
         try:
             with said_once():
                 return super().invoke(ctx)
+        except BrokenPipeError as error:  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            raise typer.Exit(0) from error
         except (Exception, KeyboardInterrupt) as error:
             text = "interrupted" if _INTERRUPTED else _said(error)
             if text is None:
@@ -51,14 +54,12 @@ class ReportsErrors(TyperGroup):
 
 
 def _said(error: BaseException) -> str | None:
-    """The message for the user; None for what is not his to mend (and for a closed pipe, which typer handles)."""
+    """The message for the user; None for what is not his to mend."""
     match error:
         case KeyboardInterrupt():
             return "interrupted"
         case MemoryError():
             return "there is not enough memory"
-        case BrokenPipeError():
-            return None
         case OSError():
             reason = error.strerror or str(error)
             return f"{error.filename}: {reason}" if error.filename else reason

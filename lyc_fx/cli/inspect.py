@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lyc_fx.cli.arguments import Alpha, Config
+from lyc_fx.cli.partial import end, read_in_part
 from lyc_fx.cli.progress import working
 
 if TYPE_CHECKING:
@@ -97,14 +98,13 @@ def command(
 ) -> None:
     """List an adapter file's layers: algorithm, rank, alpha, effective scale, factors, their norms and sizes."""
     with working("reading the adapter", quiet=as_json):
-        from lyc_fx import load
-
-        adapters = load(file, config=config, alpha=alpha)
+        adapters, broken = read_in_part(file, config, alpha)
         layers = [Layer.of(entry) for entry in adapters.entries]
     if as_json:
         typer.echo(json.dumps(_data(adapters, layers), indent=1))
     else:
         _print(adapters, layers)
+    end(broken, complete=not adapters.unread)
 
 
 def _totals(layers: list[Layer]) -> dict[str, object]:
@@ -125,8 +125,15 @@ def _data(adapters: "AdapterSet", layers: list[Layer]) -> dict[str, object]:
     }
 
 
+class _Console(Console):
+    """Leaves a closed pipe to the command line: rich ends with an error."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _print(adapters: "AdapterSet", layers: list[Layer]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     rows = [layer.row() for layer in layers]
     if console.is_terminal and rows:
         grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)

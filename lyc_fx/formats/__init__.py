@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet
-from lyc_fx.errors import BadAdapter
+from lyc_fx.errors import BadAdapter, BadModules
 from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
@@ -56,7 +56,7 @@ def load(
     where PEFT wrote the keys. One file may mix formats.
     `layout` says how the factors under LyCORIS's keys lie; without it that follows from the metadata, or the shapes.
     Raises BadFile where the file cannot be read, and BadAdapter where it is no adapter, or where an adapter in
-    it is incomplete or not finite; the error lists every module that is wrong.
+    it is incomplete or not finite: BadModules, which lists every module that is wrong, and has the `sound` rest.
     """
     given = config if config is None or isinstance(config, Mapping) else read_configuration(path_of(config, "config"))
     if isinstance(source, Mapping):
@@ -116,12 +116,14 @@ def load(
             AssumedScale,
             stacklevel=2,
         )
-    if faults:
-        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise BadAdapter("\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults[:_SHOWN], *more]))
     made = [replace(entry, unread=beside.get(entry.module, ())) for entry in made]
     metadata = {key: text for key, text in said.metadata.items() if key != MARK}  # what is read has LyCORIS's layout
-    return AdapterSet(tuple(made), said.name, metadata, tuple(unread))
+    sound = AdapterSet(tuple(made), said.name, metadata, tuple(unread))
+    if faults:
+        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        message = "\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults[:_SHOWN], *more])
+        raise BadModules(message, sound)
+    return sound
 
 
 def writer(name: str) -> Format:

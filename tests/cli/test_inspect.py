@@ -1,6 +1,8 @@
 """`lyc-fx inspect`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,5 +65,42 @@ def test_a_terminal_shows_whole_names(files, lyc, monkeypatch) -> None:
 def test_keys_that_no_format_reads_are_listed(files, lyc) -> None:
     save_file(load_file(files.lokr) | {"lycoris_fc.mystery": torch.ones(1)}, files.lokr)
     said = lyc("inspect", files.lokr)
-    assert said.code == 0
+    assert said.code == 1
     assert "not understood: lycoris_fc.mystery" in said.out.splitlines()
+
+
+@pytest.mark.parametrize("command", ["inspect", "coverage"])
+def test_the_sound_part_of_a_broken_file_is_shown(command: str, files, lyc) -> None:  # type: ignore[no-untyped-def]
+    broken = files.folder / "broken.safetensors"
+    tensors = load_file(files.locon)
+    tensors["lycoris_block_0_conv.lora_up.weight"].fill_(float("nan"))
+    save_file(tensors, broken)
+    said = lyc(command, *([files.base] if command == "coverage" else []), broken)
+    assert said.code == 1
+    assert said.err.startswith(
+        f"error: {broken}: 1 modules cannot be used:\n  lycoris_block_0_conv: lora_up.weight holds"
+    )
+    assert "lycoris_fc" in said.out and "lycoris_block_0_conv" not in said.out
+    whole = lyc(command, *([files.base] if command == "coverage" else []), files.locon)
+    assert (whole.code, whole.err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["inspect", "coverage"])
+def test_a_key_without_effect_is_an_exit_code(command: str, files, lyc) -> None:  # type: ignore[no-untyped-def]
+    save_file(load_file(files.locon) | {"lycoris_fc.mystery": torch.ones(2)}, files.folder / "odd.safetensors")
+    said = lyc(command, *([files.base] if command == "coverage" else []), files.folder / "odd.safetensors")
+    assert (said.code, said.err) == (1, "")
+    assert "lycoris_fc.mystery" in said.out
+
+
+def test_a_pipe_that_is_closed_is_no_error(files) -> None:  # type: ignore[no-untyped-def]
+    tensors = {}
+    for i in range(2000):
+        tensors |= {f"b.{i}.lora_up.weight": torch.ones(3, 2), f"b.{i}.lora_down.weight": torch.ones(2, 4)}
+    save_file(tensors, files.folder / "many.safetensors")
+    command = [sys.executable, "-m", "lyc_fx", "inspect", str(files.folder / "many.safetensors")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith(b"layer")
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (0, b"")

@@ -16,7 +16,7 @@ import lyc_fx
 from hostile import valid
 from hostile.draft import Draft
 from lyc_fx.cli import app
-from lyc_fx.errors import LycFxError
+from lyc_fx.errors import BadAdapter, LycFxError
 
 
 class Foreign(Exception):
@@ -100,4 +100,4 @@ class Victim:
 
 
 def _name(error: LycFxError) -> str:
-    return type(error).__name__
+    return "BadAdapter" if isinstance(error, BadAdapter) else type(error).__name__
