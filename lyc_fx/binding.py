@@ -200,7 +200,8 @@ def bind(
         hint = f"\n{advice(lost, [row.module for row in applied], shapes)}" if lost and strict else ""
         hint = f"\n{OF_UNREAD}" if unread and strict and not lost else hint
         raise BadAdapter("\n".join([f"{wrong} adapters cannot be applied:", *shortened(faults)]) + hint)
-    untouched = tuple(name for name, weight in weights.items() if len(weight.shape) > 1 and name not in targets)
+    parts = {part for w in weights.values() if w.normed for part in (w.normed.direction, w.normed.magnitude)}
+    untouched = tuple(n for n, w in weights.items() if len(w.shape) > 1 and n not in targets and n not in parts)
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)
     return Binding({n: tuple(b) for n, b in targets.items()}, report, stack.sequential, stack.allow_nonfinite)

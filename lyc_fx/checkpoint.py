@@ -16,6 +16,7 @@ from lyc_fx.folding.fold import Fold
 from lyc_fx.folding.given import as_weights, given_by, written
 from lyc_fx.folding.given import notes as given_notes
 from lyc_fx.folding.merger import Merger
+from lyc_fx.folding.normed import refuse_both
 from lyc_fx.folding.output import written_to
 from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.quantized import advice
@@ -72,7 +73,8 @@ def fold_checkpoint(
     kept, and says what was folded in, now and before (`lyc_fx.fold`: a list of digests, strengths, versions).
 
     Where a folder's config.json ties the head to the embedding, an adapter of one of them changes that one alone, as
-    in training: both are written then, and the new configuration ties nothing.
+    in training: both are written then, and the new configuration ties nothing. A weight under weight norm, which is
+    stored as `weight_v` and `weight_g`, is computed from these as torch does, and written as such a pair again.
 
     The output appears under its name only when it is whole; a file of that name, or a folder that lyc-fx wrote,
     is replaced, or with `force=False` an error. `resume` (for folders) keeps the shards that were done
@@ -111,6 +113,7 @@ def fold_checkpoint(
         )
     refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
     refuse_conversion(weights, dtype)
+    refuse_both(weights, binding.targets)
     untied = tuple(tie for tie in tied if tie.broken(binding))
     if untied and not source.folder:
         raise Unsupported(

@@ -16,6 +16,17 @@ from lyc_fx.naming import Piece, Pieces, projects
 
 @final
 @dataclass(frozen=True)
+class Normed:
+    """From which tensors weight norm computes a weight."""
+
+    direction: str
+    magnitude: str
+    dim: int
+    """That the norm leaves; -1 for a norm over all"""
+
+
+@final
+@dataclass(frozen=True)
 class Weight:
     """What must be known of a weight to bind adapters to it."""
 
@@ -27,6 +38,8 @@ class Weight:
     """Of a transposed convolution, `(in, out/groups, *kernel)`: which side an adapter means by out, nothing says"""
     scale: str | None = None
     """The tensor that it is in units of, where that is known"""
+    normed: Normed | None = None
+    """How it is computed, where a checkpoint has no tensor for it"""
 
     @property
     def height(self) -> int:

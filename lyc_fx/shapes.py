@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from lyc_fx.conv1d import stored_in_out
+from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import based
+from lyc_fx.folding.normed import with_normed
 from lyc_fx.orientation import oriented
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,6 +26,7 @@ def shapes_of(model: Like) -> dict[str, tuple[int, ...]]:
     if isinstance(model, Mapping):
         return dict(model)
     if isinstance(model, nn.Module):
-        turned, shapes = stored_in_out(model), {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        weights = with_normed({n: Weight(tuple(value.shape), value.dtype) for n, value in model.state_dict().items()})
+        turned, shapes = stored_in_out(model), {name: weight.shape for name, weight in weights.items()}
         return {name: shape[::-1] if name in turned and len(shape) == 2 else shape for name, shape in shapes.items()}
     return {name: weight.logical for name, weight in oriented(based(model).weights(), ()).items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lyc_fx.conv1d import stored_in_out
@@ -134,18 +135,24 @@ def _weight_norm(module: nn.Module, hook: WeightNorm, transposed: bool) -> Slot:
     """Old-style weight norm, which computes the weight anew before each call."""
 
     def write(fill: Fill, undo: ExitStack) -> None:
-        parts = weight_norm_parts(_filled(fill, hook.compute_weight(module)), hook.dim)
-        for suffix, part in zip("vg", parts, strict=True):
-            tensor = module.get_parameter(f"{hook.name}_{suffix}")
-            preserved(tensor, undo)
-            overwrite(tensor, part)
+        pair = [module.get_parameter(f"{hook.name}_{suffix}") for suffix in "vg"]
+        _set_pair(pair, _filled(fill, hook.compute_weight(module)), hook.dim, undo)
 
     return Slot(lambda: hook.compute_weight(module), write, transposed, obstacle="is computed by weight norm")
+
+
+def _set_pair(pair: Sequence[Tensor], value: Tensor, dim: int, undo: ExitStack) -> None:
+    """Make direction and magnitude those of a weight."""
+    for tensor, part in zip(pair, weight_norm_parts(value, dim), strict=True):
+        preserved(tensor, undo)
+        overwrite(tensor, part)
 
 
 def _parametrized(module: nn.Module, name: str, transposed: bool) -> Slot:
     leaf = name.rpartition(".")[2]
     chain: nn.Module = module.parametrizations[leaf]  # type: ignore[index, union-attr, assignment]
+    steps = list(chain.children())
+    norm = steps[0] if len(steps) == 1 else None
 
     def read() -> Tensor:
         with _evaluating(chain):
@@ -153,6 +160,9 @@ def _parametrized(module: nn.Module, name: str, transposed: bool) -> Slot:
 
     def write(fill: Fill, undo: ExitStack) -> None:
         value = _filled(fill, read())
+        if isinstance(norm, _WeightNorm):  # its own inverse fails where a row is zero
+            _set_pair([chain.original1, chain.original0], value, norm.dim, undo)  # type: ignore[list-item]
+            return
         tables: list[dict[str, Any]] = [t for each in chain.modules() for t in (each._parameters, each._buffers)]
         for table in tables:
             for key, old in table.items():

@@ -67,7 +67,7 @@ MAY: dict[str, set[str]] = {
         "outputs",
         "shapes",
     },
-    "shapes": {"conv1d", "folding", "orientation"},
+    "shapes": {"conv1d", "fitting", "folding", "orientation"},
     "coverage": {"adapters", "chosen", "errors", "fitting", "naming", "report", "shapes"},
     "capture": {"capture", "errors", "foreign", "layers", "naming", "program", "trials", "validation"},
     "chains": {"chains", "layers", "program", "rewrite"},

@@ -15,6 +15,7 @@ from lyc_fx.errors import BadFile
 from lyc_fx.files import path_of
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.header import Layout, Stored, read
+from lyc_fx.folding.normed import with_normed
 from lyc_fx.folding.scaled import with_scales
 
 _INDEX = ".safetensors.index.json"
@@ -58,7 +59,10 @@ class Base:
         return sum(part.layout.bytes for part in self.parts)
 
     def weights(self) -> dict[str, Weight]:
-        """Every tensor by its full name. Raises BadFile where two files have the same one."""
+        """Every tensor by its full name, and every weight that is computed from some.
+
+        Raises BadFile where two files have the same one.
+        """
         found: dict[str, Weight] = {}
         homes: dict[str, Path] = {}
         for part in self.parts:
@@ -69,7 +73,7 @@ class Base:
                         f"{part.path}: {name} is also in {homes[name]}: remove one of the two, or name a file"
                     )
                 found[name], homes[name] = Weight(tensor.shape, tensor.dtype), part.path
-        return with_scales(found)
+        return with_normed(with_scales(found))
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Stored]]:

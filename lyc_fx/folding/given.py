@@ -76,7 +76,7 @@ def _whole(part: Part, names: Names, weights: Mapping[str, Weight]) -> Iterator[
         elif len(found) == 1 and len(found[0]) == 1 and found[0][0].rows is None:
             name = found[0][0].parameter
             own = weights[name].logical
-            if len(own) == len(shape) and own[1:] == shape[1:] and own != shape:
+            if len(own) == len(shape) and own[1:] == shape[1:] and own != shape and weights[name].normed is None:
                 yield entry, name, own[0]
 
 

@@ -23,6 +23,7 @@ from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Compute, Cut
+from lyc_fx.folding.normed import effective, stored
 from lyc_fx.folding.run import TEMPORARIES, threads
 from lyc_fx.folding.scaled import Scale, for_rows, greatest, rescaled
 
@@ -56,6 +57,8 @@ class Merger:
         """
         if name in self._scaled:
             return Cut([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
+        if name in self._normed:
+            return Cut([(0, self.weights[name].height)], BLOCK)
         changes = self._changes(name)
         if changes and self.weights[name].scale is not None:
             self._scale(name)
@@ -74,6 +77,13 @@ class Merger:
         """The weights with adapters that are in units of a scale, by the scale's name."""
         active = filter(self.binding.active, self.binding.targets)
         return {scale: name for name in active if (scale := self.weights[name].scale) is not None}
+
+    @cached_property
+    def _normed(self) -> dict[str, str]:
+        """The weights with adapters that are computed, by the names of the tensors that they are computed from."""
+        active = [n for n in filter(self.binding.active, self.binding.targets) if self.weights[n].normed is not None]
+        parts = {name: self.weights[name].normed for name in active}
+        return {p: name for name, n in parts.items() if n is not None for p in (n.direction, n.magnitude)}
 
     def _scale(self, name: str) -> Scale:
         """Of a weight that has one."""
@@ -115,7 +125,10 @@ class Merger:
         if name in self._scaled:
             out.copy_(self._scale(self._scaled[name]).new)
             return
-        rounding: Rounding = nearest if self.seed is None else Stochastic(self.seed, f"{name} {job.rows[0]}")
+        if name in self._normed:
+            out.copy_(self._part(self._normed[name], name, out.dtype))
+            return
+        rounding = self._rounding(f"{name} {job.rows[0]}")
         if self.weights[name].scale is not None and self.binding.active(name):
             scale = self._scale(name)
             real = self._real(name, job.rows, rows, scale.old)
@@ -125,6 +138,23 @@ class Merger:
         else:
             self._merge(name, job.rows, rows, out, rounding)
         self._measure(name, rows, out)
+
+    def _rounding(self, place: str) -> Rounding:
+        return nearest if self.seed is None else Stochastic(self.seed, place)
+
+    def _part(self, name: str, part: str, dtype: torch.dtype) -> Tensor:
+        """One of the two tensors from which a merged weight is computed. The weight is merged once for each."""
+        normed = self.weights[name].normed
+        assert normed is not None
+        direction, magnitude = (
+            self.source.rows(each, 0, self.weights[each].height) for each in (normed.direction, normed.magnitude)
+        )
+        before = effective(direction, magnitude, normed)
+        after = torch.empty_like(before, dtype=dtype)
+        self._merge(name, (0, self.weights[name].height), before, after, self._rounding(name))
+        if part == normed.direction:
+            self._measure(name, before, after)
+        return stored(after, normed, part)
 
     def _measure(self, name: str, rows: Tensor, out: Tensor) -> None:
         effect = Effect.of(rows, out)

@@ -78,11 +78,14 @@ def test_a_weight_without_bias_that_fits_only_turned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
+    [
+        ("weight_g", "weight_v"),  # of other sizes than weight norm has
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ],
 )
 @pytest.mark.parametrize("name", ["block.attn", "lycoris_block_attn"])
-def test_the_parts_of_weight_norm_are_named(parts: tuple[str, str], name: str, tmp_path: Path) -> None:
-    tensors = {f"block.attn.{parts[0]}": torch.ones(4, 1), f"block.attn.{parts[1]}": torch.ones(4, 4)}
+def test_the_parts_of_a_computed_weight_are_named(parts: tuple[str, str], name: str, tmp_path: Path) -> None:
+    tensors = {f"block.attn.{parts[0]}": torch.ones(4, 2), f"block.attn.{parts[1]}": torch.ones(4, 4)}
     with pytest.raises(BadAdapter, match=rf"computed from block\.attn\.{parts[0]}, block\.attn\.{parts[1]}"):
         folded(tmp_path, tensors, adapters(**{name: (4, 4)}))
 
