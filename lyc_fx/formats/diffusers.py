@@ -1,6 +1,6 @@
 """LoRA keys of diffusers, in its three generations, and their cousins from ComfyUI, ai-toolkit and others:
 
-- `unet.<module>.lora_A.weight`, `….lora_B.weight` (also `.default.weight`, or no `.weight`);
+- `unet.<module>.lora_A.weight`, `….lora_B.weight` (or without `.weight`);
 - `unet.<module>.lora.down.weight`, `….lora.up.weight`, and `….lora_linear_layer.down.weight` of text encoders;
 - `unet.<block>.attn1.processor.to_q_lora.down.weight`.
 
@@ -26,7 +26,7 @@ from lyc_fx.formats.stated import stated_scale
 _DOWN, _UP = "lora_down.weight", "lora_up.weight"
 _TAILS = {
     f"{mark}{name}{ending}": suffix
-    for mark, ending in ((".", ".weight"), (".", ".default.weight"), (".", ""))
+    for mark, ending in ((".", ".weight"), (".", ""))
     for name, suffix in (("lora_A", _DOWN), ("lora_B", _UP))
 } | {
     f"{mark}{name}.weight": suffix
@@ -34,9 +34,9 @@ _TAILS = {
     for name, suffix in (("down", _DOWN), ("up", _UP))
 }
 _TAILS |= {".lora_B.bias": "diff_b"}
-_TAILS |= {f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight", ".default", ".default.weight")}
+_TAILS |= {f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight")}
 _LONGEST_FIRST = sorted(_TAILS, key=len, reverse=True)
-_NAMED = re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$|default\b)[^.]+(?=\.weight$|\.bias$|$)")
+_NAMED = re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)")
 """A factor with the name of its adapter, which PEFT has in a model's state dict"""
 _LYCORIS = ("diff_b", "dora_scale")
 """Suffixes that these keys share with LyCORIS's, where they mean something else"""

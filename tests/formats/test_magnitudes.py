@@ -11,7 +11,7 @@ STRENGTH, EPSILON = 0.7, 2.0**-23
 MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default",
               "lora_magnitude_vector.default.weight", "lora_magnitude_vector.style.weight")  # fmt: skip
 PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_A.style.weight", "lora_B.style.weight"), ("lora_A", "lora_B"),
-         ("lora_down.weight", "lora_up.weight"))  # fmt: skip
+         ("lora_A.default", "lora_B.default"), ("lora_down.weight", "lora_up.weight"))  # fmt: skip
 
 
 def rand(*shape: int) -> Tensor:
@@ -97,3 +97,15 @@ def test_two_adapters_in_one_file_are_told_apart() -> None:
     one, other = ({f"fc.lora_{s}.{n}.weight": rand(*z) for s, z in (("A", (2, 6)), ("B", (8, 2)))} for n in ("a", "b"))
     with pytest.raises(BadAdapter, match="are the same factor"):
         lyc_fx.load(one | other)
+
+
+@pytest.mark.parametrize("ending", ["", ".default", ".style", ".default_0"])
+def test_factors_of_other_methods_with_the_name_of_their_adapter(ending: str) -> None:
+    """As in the state dict of a model that PEFT has wrapped."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"fc": nn.Linear(6, 8, bias=False).double()})
+    weight, w1, w2 = net.fc.weight.detach().clone(), rand(2, 3), rand(4, 2)
+    tensors = {f"base_model.model.fc.lokr_w1{ending}": w1, f"base_model.model.fc.lokr_w2{ending}": w2}
+    config = {"peft_type": "LOKR", "r": 4, "alpha": 3}
+    lyc_fx.merge(net, lyc_fx.load(tensors, config=config), STRENGTH)
+    torch.testing.assert_close(net.fc.weight.detach(), weight + STRENGTH * 0.75 * torch.kron(w1, w2))

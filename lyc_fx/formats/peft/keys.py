@@ -27,7 +27,8 @@ LYCORIS = ("alpha", "dora_scale")
 """LyCORIS's own keys, which some tools write beside these"""
 _MARKS = tuple({name.partition("_")[0] + "_" for name in FACTORS})
 _NAMED = re.compile(
-    r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
+    r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|ia3_l|oft_R|boft_[Rs])"
+    r"\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
 )
 """A factor with the name of its adapter, as in a model's state dict"""
 _ENDINGS = ("", ".weight", ".default", ".default.weight")
