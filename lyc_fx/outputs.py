@@ -46,9 +46,9 @@ def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool
 
 
 def _ours(folder: Path) -> bool:
-    """Whether all weights in a folder were folded by lyc-fx, or are those of one PEFT adapter."""
+    """Whether all weights in a folder were folded by lyc-fx, or are those of PEFT adapters."""
     files = [each for each in folder.rglob(f"*{_WEIGHTS}")] if folder.is_dir() else []
-    if files == [folder / PEFT_TENSORS]:
+    if files and all(each.name == PEFT_TENSORS for each in files):
         return True
     return bool(files) and all(map(_folded, files))
 

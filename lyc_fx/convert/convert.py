@@ -1,7 +1,8 @@
 """`convert`: the steps, and what was done for each module."""
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -17,6 +18,7 @@ from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import Contents, save, writer
 from lyc_fx.naming import Names, Target, Written, without_wrappers
+from lyc_fx.naming.components import component_of
 from lyc_fx.shapes import Like, shapes_of
 
 _SHOWN = 20
@@ -28,12 +30,20 @@ Path_ = str | os.PathLike[str]
 class Conversion:
     """The output of a conversion, and how each of its modules came about."""
 
-    contents: Contents
+    parts: Mapping[str, Contents]
+    """One, under the empty name; or for PEFT, whose adapters are each of one model, those of a pipeline's components"""
     modules: tuple[Made, ...]
 
+    @property
+    def contents(self) -> Contents:
+        """The only part. Raises Unsupported where there are several."""
+        if len(self.parts) > 1:
+            raise Unsupported(f"there is one PEFT adapter for each of {', '.join(self.parts)}: see `parts`")
+        return next(iter(self.parts.values()))
+
     def save(self, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True) -> None:
-        """Write a file, or for PEFT a directory (`formats.save`)."""
-        save(self.contents, path, inputs, force=force)
+        """Write a file, or for PEFT a directory (`formats.save`), with one for each of several components in it."""
+        save(self.contents if len(self.parts) == 1 else self.parts, path, inputs, force=force)
 
 
 def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
@@ -82,10 +92,25 @@ def _written(adapters: AdapterSet, made: list[Made], target: Target) -> Conversi
         if key in seen:
             raise BadAdapter(f"{adapters.source}: {', '.join(each.sources)}: {each.module} is named twice in this file")
         seen.add(key)
-    entries = tuple(Entry(each.module, each.leaf, each.adapter, ()) for each in made)
-    contents = writer(target.value).write(replace(adapters, entries=entries))
-    metadata = metadata_of(contents.metadata, made, target)
-    return Conversion(replace(contents, metadata=metadata), tuple(made))
+    parts = {}
+    for component, own in _components(made, target).items():
+        entries = tuple(Entry(module, each.leaf, each.adapter, ()) for module, each in own)
+        contents = writer(target.value).write(replace(adapters, entries=entries))
+        parts[component] = replace(contents, metadata=metadata_of(contents.metadata, made, target))
+    return Conversion(parts, tuple(made))
+
+
+def _components(made: list[Made], target: Target) -> dict[str, list[tuple[str, Made]]]:
+    """The modules with their names, apart where they are of several components of a pipeline, for PEFT."""
+    prefixes = {id(each): component_of(f"{each.module}.")[0] for each in made}
+    several = len(set(prefixes.values())) > 1 and "" not in prefixes.values()
+    if target is not Target.peft or not several:
+        return {"": [(each.module, each) for each in made]}
+    found: dict[str, list[tuple[str, Made]]] = defaultdict(list)
+    for each in made:
+        prefix = prefixes[id(each)]
+        found[prefix[:-1]].append((each.module.removeprefix(prefix), each))
+    return dict(found)
 
 
 def _reduced(made: list[Made], rank: int) -> list[Made]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lyc_fx.errors import BadFile
@@ -14,28 +14,38 @@ CONFIG = "adapter_config.json"
 """Beside the weights in a PEFT directory"""
 
 
-def save(contents: Contents, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True) -> None:
-    """Write a file, or where there is a configuration a directory; it appears under its name when it is whole.
+def save(
+    contents: Contents | Mapping[str, Contents], path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True
+) -> None:
+    """Write a file; where there is a configuration a directory; of several components a directory with one for each.
+    It appears under its name when it is whole.
 
     Raises BadFile where the path cannot be written, is one of `inputs`, exists (unless `force`), or is a
     folder that lyc-fx did not write.
     """
-    target = free(path, inputs, folder=contents.config is not None, force=force)
-    if contents.config is None:
-        _write(contents, target)
+    if isinstance(contents, Contents) and contents.config is None:
+        _write(contents, free(path, inputs, folder=False, force=force))
         return
+    target = free(path, inputs, folder=True, force=force)
     part = unique(target)
     try:
         part.mkdir(0o700)
-        _write(contents, part / PEFT_TENSORS)
-        with replacing(part / CONFIG) as file:
-            file.write_text(json.dumps(contents.config, indent=2) + "\n")
+        for name, each in ({"": contents} if isinstance(contents, Contents) else contents).items():
+            _fill(part / name, each)
         part.chmod(0o777 & ~umask())
         move_folder(part, target)
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror or error}; nothing was written") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(folder: Path, contents: Contents) -> None:
+    """PEFT's two files."""
+    folder.mkdir(exist_ok=True)
+    _write(contents, folder / PEFT_TENSORS)
+    with replacing(folder / CONFIG) as file:
+        file.write_text(json.dumps(contents.config, indent=2) + "\n")
 
 
 def _write(contents: Contents, target: Path) -> None:

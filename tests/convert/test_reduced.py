@@ -1,11 +1,13 @@
 """Reducing LoRA to a lower rank, and what the metadata of a converted file says."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from nets import certain, many
 
+import lyc_fx
 from lyc_fx.convert import convert
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import FAMILIES
@@ -65,3 +67,22 @@ def test_the_metadata_is_true_of_the_new_file(
     assert found.get("ss_network_module") == module
     assert found["ss_network_dim"] == dim and found["other"] == "1"
     assert ("ss_network_args" in found) == (module is not None and svd is None)
+
+
+def test_peft_has_a_directory_for_each_component(tmp_path: Path) -> None:
+    shapes = {"unet.a.weight": (15, 7), "text_encoder.b.weight": (5, 6), "text_encoder.c.weight": (3, 4)}
+    locon = LoCon, LoCon.layouts[0]
+    adapters = many(
+        lora_unet_a=certain(locon, (15, 7)), lora_te1_b=certain(locon, (5, 6)), lora_te1_c=certain(locon, (3, 4))
+    )
+    for _ in range(2):  # what is there is ours
+        convert(adapters, "peft", like=shapes).save(tmp_path / "out")
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["text_encoder", "unet"]
+    for component, modules in (("unet", ["a"]), ("text_encoder", ["b", "c"])):
+        read = lyc_fx.load(tmp_path / "out" / component)
+        assert sorted(entry.module for entry in read.entries) == modules
+        own = {n.removeprefix(f"{component}."): s for n, s in shapes.items() if n.startswith(component)}
+        assert lyc_fx.coverage(read, own).complete
+    gpt = {"transformer.h.0.weight": (15, 7), "lm_head.weight": (5, 6)}  # a module's own name, not a component's
+    both = many(**{"transformer.h.0": certain(locon, (15, 7)), "lm_head": certain(locon, (5, 6))})
+    assert convert(both, "peft", like=gpt).contents.config is not None
