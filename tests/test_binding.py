@@ -40,7 +40,7 @@ def test_every_fault_is_listed_and_nothing_is_changed() -> None:
         many(lycoris_a=plain(5, 3), lycoris_b=plain(9, 5), lycoris_c_=plain(5, 3, 3, 3), lycoris_zz=plain(1, 1)),
         "3 adapters cannot be applied",
     )
-    assert "lycoris_b: does not fit b.weight (7, 5): lora_up.weight as a matrix is (9, 2), the weight asks" in text
+    assert "lycoris_b: does not fit b.weight (7, 5): lora_up.weight is (9, 2), the weight asks" in text
     assert "lycoris_c_: no such weight in the model; nearest: c.weight" in text
     assert "lycoris_zz: no such weight in the model" in text
     assert "strict=False" in text

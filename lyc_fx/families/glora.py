@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix
 
 
@@ -63,10 +63,10 @@ class GLoRA(Adapter):
     def fit(self, shape: Shape) -> None:
         out, inner, taps = matrix_dims(shape)
         a1, a2, b1, b2 = self._pairs()
-        expect("a1.weight as a matrix", flat_shape(a1), (inner, self.rank))
-        expect("a2.weight as a matrix", flat_shape(a2), (self.rank, inner))
-        expect("b1.weight as a matrix", flat_shape(b1), (out, self.rank))
-        expect("b2.weight as a matrix", flat_shape(b2), (self.rank, inner * taps))
+        expect_matrix("a1.weight", a1, (inner, self.rank))
+        expect_matrix("a2.weight", a2, (self.rank, inner))
+        expect_matrix("b1.weight", b1, (out, self.rank))
+        expect_matrix("b2.weight", b2, (self.rank, inner * taps))
         expect_kernel("b2.weight", b2, shape)
 
     def row_step(self, shape: Shape, at_most: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
-from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix, some_inputs, tucker, with_core
 
 
@@ -45,14 +45,14 @@ class LoCon(Decomposable):
         out, inner, taps = matrix_dims(shape)
         if self.mid is None:
             self._refuse_grouped(shape)
-            expect("lora_up.weight as a matrix", flat_shape(self.up), (out, self.rank))
-            expect("lora_down.weight as a matrix", flat_shape(self.down), (self.rank, inner * taps))
+            expect_matrix("lora_up.weight", self.up, (out, self.rank))
+            expect_matrix("lora_down.weight", self.down, (self.rank, inner * taps))
             expect_kernel("lora_down.weight", self.down, shape)
         else:
             if self.mid.dim() != len(shape):
                 raise BadAdapter(f"lora_mid.weight is {tuple(self.mid.shape)}, the weight is {tuple(shape)}")
-            expect("lora_up.weight as a matrix", flat_shape(self.up), (out, self.mid.shape[0]))
-            expect("lora_down.weight as a matrix", flat_shape(self.down), (self.mid.shape[1], inner))
+            expect_matrix("lora_up.weight", self.up, (out, self.mid.shape[0]))
+            expect_matrix("lora_down.weight", self.down, (self.mid.shape[1], inner))
             expect_kernel("lora_mid.weight", self.mid, shape)
 
     def _refuse_grouped(self, shape: Shape) -> None:

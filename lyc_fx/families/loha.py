@@ -9,7 +9,7 @@ from torch import Tensor
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.locon import LoCon
-from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.shapes import Shape, expect, expect_kernel, expect_matrix, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix, some_inputs, tucker, with_core
 
 PIECE = 1 << 17
@@ -65,8 +65,8 @@ class LoHa(Decomposable):
         for index, left, right, core in sides:
             a, b, t = f"hada_w{index}_a", f"hada_w{index}_b", f"hada_t{index}"
             if core is None:
-                expect(f"{a} as a matrix", flat_shape(left), (out, right.shape[0]))
-                expect(f"{b} as a matrix", flat_shape(right), (right.shape[0], inner * taps))
+                expect_matrix(f"{a}", left, (out, right.shape[0]))
+                expect_matrix(f"{b}", right, (right.shape[0], inner * taps))
                 expect_kernel(b, right, shape)
             else:
                 if core.dim() != len(shape):

@@ -12,7 +12,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 from lyc_fx.families.locon import LoCon
-from lyc_fx.families.shapes import Shape, expect, expect_kernel, flat_shape, matrix_dims
+from lyc_fx.families.shapes import Shape, expect, expect_kernel, expect_matrix, flat_shape, matrix_dims
 from lyc_fx.families.tensors import kronecker, low_rank, matrix, tucker, with_core
 
 _LEFT = (frozenset({"w1"}), frozenset({"w1_a", "w1_b"}))
@@ -146,13 +146,13 @@ class LoKr(Decomposable):
             raise BadAdapter(f"factors of {left}·{k} rows and {m}·n columns do not make a weight of {tuple(shape)}")
         n = inner // m
         if self.w2 is not None:
-            expect("lokr_w2 as a matrix", flat_shape(self.w2), (k, n * taps))
+            expect_matrix("lokr_w2", self.w2, (k, n * taps))
             expect_kernel("lokr_w2", self.w2, shape)
             return
         assert self.w2_a is not None and self.w2_b is not None
         if self.t2 is None:
-            expect("lokr_w2_a as a matrix", flat_shape(self.w2_a), (k, self.w2_b.shape[0]))
-            expect("lokr_w2_b as a matrix", flat_shape(self.w2_b), (self.w2_b.shape[0], n * taps))
+            expect_matrix("lokr_w2_a", self.w2_a, (k, self.w2_b.shape[0]))
+            expect_matrix("lokr_w2_b", self.w2_b, (self.w2_b.shape[0], n * taps))
             expect_kernel("lokr_w2_b", self.w2_b, shape)
         else:
             if self.t2.dim() != len(shape):

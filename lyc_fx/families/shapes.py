@@ -31,6 +31,14 @@ def flat_shape(factor: Tensor) -> tuple[int, int]:
     return rows, columns * taps
 
 
+def expect_matrix(what: str, factor: Tensor, wanted: Shape) -> None:
+    """Raise BadAdapter where a factor is not, as a matrix, of the shape that the weight asks for; its own is named."""
+    flat = flat_shape(factor)
+    if flat != tuple(wanted):
+        also = "" if factor.dim() == 2 else f", as a matrix {flat}"
+        raise BadAdapter(f"{what} is {tuple(factor.shape)}{also}, the weight asks for {tuple(wanted)}")
+
+
 def expect_kernel(what: str, factor: Tensor, shape: Shape) -> None:
     """Raise BadAdapter where a factor that carries the kernel has another kernel than the weight."""
     if factor.dim() == len(shape):

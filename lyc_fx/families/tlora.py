@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect, flat_shape, matrix_dims
+from lyc_fx.families.shapes import Shape, expect, expect_matrix, matrix_dims
 from lyc_fx.families.tensors import low_rank, matrix, shaped
 
 _OVERLAP = 0.5
@@ -42,8 +42,8 @@ class TLoRA(Adapter):
         out, inner, taps = matrix_dims(shape)
         if taps != 1:
             raise BadAdapter("a T-LoRA of a k×k convolution has no defined effect: the reference's own is broken")
-        expect("q_layer.weight as a matrix", flat_shape(self.q), (self.rank, inner))
-        expect("p_layer.weight as a matrix", flat_shape(self.p), (out, self.rank))
+        expect_matrix("q_layer.weight", self.q, (self.rank, inner))
+        expect_matrix("p_layer.weight", self.p, (out, self.rank))
         expect("lambda_layer", self.lam.shape, (1, self.rank))
         if self.rank > min(out, inner):
             raise BadAdapter(f"rank {self.rank} exceeds the weight's {min(out, inner)} singular values")

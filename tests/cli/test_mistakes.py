@@ -133,7 +133,7 @@ MEANT: dict[str, Case] = {
         fold(base, changed(lycoris_fc__lora_up__weight=torch.ones(7, 2))),
         "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc: does not fit fc.weight (6, 4): "
         "lora_up.weight "
-        "as a matrix is (7, 2), the weight asks for (6, 2)",
+        "is (7, 2), the weight asks for (6, 2)",
     ),
     "unread": (
         fold(base, changed(lycoris_fc__mystery=torch.ones(2))),

@@ -163,5 +163,5 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 
 def test_factors_that_meet_in_neither_layout_keep_lycoris_s_message() -> None:
     model = nn.ModuleDict({"m": nn.Linear(3, 5)})
-    with pytest.raises(BadAdapter, match=r"m: does not fit m.weight \(5, 3\): lora_up.weight as a matrix is \(5, 2\)"):
+    with pytest.raises(BadAdapter, match=r"m: does not fit m.weight \(5, 3\): lora_up.weight is \(5, 2\)"):
         lyc_fx.merge(model, lyc_fx.load(linear((5, 2), (4, 3))))
