@@ -166,3 +166,25 @@ def test_numbers_among_the_inputs(static: bool, tmp_path: Path) -> None:
     stored = torch.export.load(tmp_path / "cut.pt2").module()
     number = 3 if static else 5
     assert torch.equal(stored(x, number), users.module()(x, number))
+
+
+def test_numbers_that_are_read_out_of_tensors(tmp_path: Path) -> None:
+    """They have no bounds, and no place among the inputs' sizes."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(6, 9).double()
+
+        def forward(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fc(x) * n.item(), self.fc(x[x.sum(1) > 0])
+
+    model, n = Chosen(), torch.tensor(-3)
+    program = lyc_fx.capture(model, (INPUTS[0], n), dynamic_shapes="auto")
+    lyc_fx.export(program, tmp_path / "chosen.pt2")
+    stored = torch.export.load(tmp_path / "chosen.pt2").module()
+    inputs = torch.randn(7, 6, dtype=torch.float64)
+    for found in (program, lyc_fx.capture(torch.export.load(tmp_path / "chosen.pt2")), stored):
+        for ours, theirs in zip(found(inputs, n), model(inputs, n), strict=True):
+            assert torch.equal(ours, theirs)

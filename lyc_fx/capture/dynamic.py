@@ -130,10 +130,13 @@ def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
 
 
 def ranges(program: ExportedProgram) -> dict[str, Range]:
-    """Of the symbols of an exported program, as whoever exported it said, or as the model's code allows."""
+    """Of the sizes of an exported program's inputs, as whoever exported it said, or as the model's code allows.
+
+    Numbers that the model reads out of tensors are symbols too; these may have no lower bound.
+    """
     found = {}
     for symbol, bounds in program.range_constraints.items():
-        if symbol.is_Symbol:
+        if symbol.is_Symbol and isinstance(bounds.lower, sympy.Integer):
             upper = bounds.upper
             found[str(symbol)] = (int(bounds.lower), int(upper) if isinstance(upper, sympy.Integer) else None)
     return found
