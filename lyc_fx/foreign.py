@@ -61,6 +61,19 @@ def scripted(model: nn.Module) -> str | None:
     return next(found, None)
 
 
+def flattened(model: nn.Module) -> str | None:
+    """Why the weights of a model are not there as such: FSDP keeps them in flat or sharded parameters between calls."""
+    for path, module in model.named_modules():
+        handle = getattr(module, "_handle", None) if type(module).__name__ == "FullyShardedDataParallel" else None
+        kept = handle is not None and (handle.uses_sharded_strategy or not handle._use_orig_params)
+        if kept and getattr(module.training_state, "name", "") != "SUMMON_FULL_PARAMS":
+            return (
+                f"{path or 'the model'} is wrapped by FSDP, which keeps its weights flat: merge inside with "
+                "FullyShardedDataParallel.summon_full_params(model), on every rank"
+            )
+    return None
+
+
 def shapeless(model: nn.Module) -> str | None:
     """Why a model has weights without a shape, such as those of `nn.LazyLinear`; None where all have one."""
     for path, module in model.named_modules():

@@ -11,7 +11,7 @@ from lyc_fx.binding import Binding, bind
 from lyc_fx.blockwise import threads
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
-from lyc_fx.foreign import foreign, offloaded, scripted, shapeless
+from lyc_fx.foreign import flattened, foreign, offloaded, scripted, shapeless
 from lyc_fx.naming.disk import names_on_disk
 from lyc_fx.program import module_aliases
 from lyc_fx.report import Report
@@ -89,7 +89,7 @@ def bound(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, Sl
             "the model is TorchScript, or has a part that is: merge into the Python model that it was made of, and "
             "script that again"
         )
-    if (reason := shapeless(model)) is not None:
+    if (reason := shapeless(model) or flattened(model)) is not None:
         raise Unsupported(reason)
     found, same = slots(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}

@@ -107,9 +107,10 @@ def fake_mode(gm: GraphModule) -> FakeTensorMode:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have, aliases included."""
-    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    found.update(module.named_buffers(remove_duplicate=False))
+    """Parameters and buffers by every name they have, aliases included; by the modules' paths, whatever a class such as
+    FSDP says of its own."""
+    found: dict[str, Tensor] = dict(nn.Module.named_parameters(module, remove_duplicate=False))
+    found.update(nn.Module.named_buffers(module, remove_duplicate=False))
     return found
 
 

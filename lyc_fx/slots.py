@@ -20,6 +20,8 @@ from lyc_fx.foreign import computed
 from lyc_fx.layers import weight_norm_parts
 from lyc_fx.program import aliases, module_aliases, tensors
 
+_FLAT = "_flat_param"
+"""Where FSDP keeps the weights that it lends, as views: what is written to these must stay there"""
 Fill = Callable[[Tensor, Tensor], None]
 """Computes a new weight from the first tensor into the second; both may be the same one"""
 
@@ -220,9 +222,10 @@ def overwrite(tensor: Tensor, value: Tensor) -> None:
 
 def _sharing(model: nn.Module) -> dict[int, list[str]]:
     """For each parameter and buffer, by identity, the names of all that share memory with it, its own included."""
-    names, stored = aliases(model), {id(tensor): tensor for tensor in tensors(model).values()}
+    names, every = aliases(model), tensors(model)
+    stored = {id(tensor): tensor for name, tensor in every.items() if name.rpartition(".")[2] != _FLAT}
     spans = sorted((span, key) for key, tensor in stored.items() if (span := _span(tensor)) is not None)
-    groups = {key: list(names[key]) for key in stored}
+    groups = {key: list(group) for key, group in names.items()}
     device, reached, group = "", 0, list[str]()
     for (where, start, end), key in spans:
         if where != device or start >= reached:
