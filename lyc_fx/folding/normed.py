@@ -17,7 +17,7 @@ from lyc_fx.errors import BadAdapter
 from lyc_fx.fitting import Normed, Weight
 from lyc_fx.layers import weight_norm_parts
 
-_DIRECTION = re.compile(r"(.*?)(?:(?P<leaf>[^.]+)_v|parametrizations\.(?P<inner>[^.]+)\.original1)")
+_DIRECTION = re.compile(r"((?:.*\.)?)(?:(?P<leaf>weight[^.]*)_v|parametrizations\.(?P<inner>[^.]+)\.original1)")
 
 
 def with_normed(weights: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -145,6 +145,14 @@ def test_a_pair_that_is_no_weight_norm(tmp_path: Path) -> None:
         )
 
 
+def test_other_parameters_of_such_names(tmp_path: Path) -> None:
+    """RWKV mixes v and g of two tokens, each by a vector."""
+    names = ("mix.time_v", "mix.time_g", "mix.lightweight_v", "mix.lightweight_g")
+    save_file({name: torch.zeros(1, 1, 6) for name in names}, tmp_path / "base.safetensors")
+    found = lyc_fx.coverage(lyc_fx.load(factors("linear")), tmp_path / "base.safetensors")
+    assert {weight.name for weight in found.weights} == set(names)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_coverage_and_convert_know_the_weight(norm: str, tmp_path: Path) -> None:
     net = model(norm)
