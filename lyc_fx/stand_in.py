@@ -33,6 +33,16 @@ def stand_in(program: GraphModule, model: nn.Module) -> nn.Module:
     return made
 
 
+class Shared:
+    """A module that a deep copy does not copy: what is only looked at needs no second one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        return self
+
+
 class StandIn(nn.Module):
     """See `stand_in`."""
 
@@ -40,13 +50,13 @@ class StandIn(nn.Module):
         super().__init__()
         self.program = program
         self.training = program.training
-        object.__setattr__(self, "_like", model)  # not a submodule: its weights are not in use
+        object.__setattr__(self, "_like", Shared(model))  # not a submodule: its weights are not in use
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            found = getattr(object.__getattribute__(self, "_like"), name)
+            found = getattr(object.__getattribute__(self, "_like").module, name)
         return _of(found, self)
 
     @property
@@ -77,6 +87,9 @@ class Part:
     def __getitem__(self, key: Any) -> Any:
         return _of(self._module[key], self._owner)  # type: ignore[index]
 
+    def __len__(self) -> int:
+        return len(self._module)  # type: ignore[arg-type]  # of a list of modules
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises Unsupported."""
         raise Unsupported(
@@ -88,6 +101,6 @@ class Part:
 def _of(found: Any, owner: StandIn) -> Any:
     """What an attribute of the model is of the thing that stands in for it."""
     if isinstance(found, MethodType) and isinstance(found.__self__, nn.Module):
-        like = object.__getattribute__(owner, "_like")
+        like = object.__getattribute__(owner, "_like").module
         return MethodType(found.__func__, owner) if found.__self__ is like else Part(found.__self__, owner)
     return Part(found, owner) if isinstance(found, nn.Module) else found

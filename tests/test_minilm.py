@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +24,7 @@ LAYERS = 37
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MiniLM:
     """The model in float64 and its captured program; neither is ever changed."""
 
@@ -40,6 +41,12 @@ def minilm() -> MiniLM:
 
 
 def graph(minilm: MiniLM, adapter: Path, folder: Path) -> GraphModule:
+    return spliced(minilm, adapter)
+
+
+@cache
+def spliced(minilm: MiniLM, adapter: Path) -> GraphModule:
+    """Passes leave it as it is: one will do for three roads."""
     return lyc_fx.splice(minilm.program, lyc_fx.load(adapter))
 
 

@@ -89,7 +89,7 @@ def capture(
     shapes = export_shapes(dynamic_shapes, bound)
     program = _export(model, args, kwargs, bound, shapes)
     gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
-    if runs_quickly(gm) if check is None else check:
+    if runs_quickly(gm, (args, kwargs)) if check is None else check:
         refuse_different(model, gm, args, kwargs)
     if shapes is not None:
         warn_of_specialized(gm, shapes, small=dynamic_shapes == "auto")

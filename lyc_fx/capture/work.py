@@ -4,7 +4,9 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from lyc_fx.layers import graphs, sites
 
@@ -12,9 +14,11 @@ _LITTLE = 1e10
 """Multiplications: about a second on two cores, where the capture of a program with so many takes several"""
 
 
-def runs_quickly(gm: GraphModule) -> bool:
-    """Whether all weights have values, and the layers need few multiplications at the sizes of the example."""
-    return not any(tensor.is_meta for tensor in gm.state_dict().values()) and _multiplications(gm) <= _LITTLE
+def runs_quickly(gm: GraphModule, inputs: object) -> bool:
+    """Whether all weights and inputs have values, and the layers need few multiplications at the example's sizes."""
+    given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    empty = any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in (*gm.state_dict().values(), *given))
+    return not empty and _multiplications(gm) <= _LITTLE
 
 
 def _multiplications(gm: GraphModule) -> int:

@@ -82,7 +82,9 @@ def test_much_work_is_not_done_unasked() -> None:
     with torch.device("meta"):
         wide = nn.Linear(20_000, 30_000)
         lyc_fx.capture(wide, (torch.randn(20, 20_000),))
-    assert not runs_quickly(lyc_fx.capture(wide, (torch.empty(20, 20_000, device="meta"),)))
+    assert not runs_quickly(lyc_fx.capture(wide, (torch.empty(20, 20_000, device="meta"),)), ())
+    assert runs_quickly(linear, torch.empty(2)) and not runs_quickly(linear, torch.empty(2, device="meta"))
+    lyc_fx.capture(nn.Linear(6, 15), (torch.empty(3, 6, device="meta"),))  # an example without values
 
 
 class Writes(nn.Module):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged") 
 SUMS = [(f, layout) for f, layout in VARIANTS if issubclass(f, Additive) and "magnitude" not in layout]
 strengths = st.floats(-2, 2).filter(lambda s: abs(s) > 0.05 and s != 1)
 quick = settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -75,7 +75,7 @@ def test_splice_fold_and_lower(variant: Variant, data: st.DataObject, rank: int,
 
 @pytest.mark.filterwarnings("ignore::lyc_fx.capture.SpecializedDimension")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
-@settings(quick, max_examples=2)  # each tries a second variant as well
+@quick
 @given(data=st.data(), rank=st.integers(1, 5), strength=strengths)
 def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: int, strength: float) -> None:
     """Strength 0 is the base to the bit; two adapters commute to the bit, on the graph and the live road."""

@@ -195,6 +195,7 @@ def test_methods_see_the_program_and_parts_are_only_looked_at() -> None:
         assert torch.equal(each(x), program(x)) and torch.equal(each(x, scale=1.0), program(x))
     assert torch.equal(instead.twice(x), 2 * program(x)) and not torch.allclose(program(x), model(x))
     assert (instead.width, instead.config, instead.inner[0].in_features) == (4, {"size": 3}, 6)
+    assert len(instead.inner) == 1 and copy.deepcopy(instead).inner[0].weight is model.inner[0].weight
     assert (type(instead).__name__, instead.forward.__doc__) == ("Asks", "Scaled.")
     assert list(instead.state_dict()) == list(model.state_dict())
     with pytest.raises(Unsupported, match="Linear belongs to the base model, without adapters"):
