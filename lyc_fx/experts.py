@@ -53,6 +53,8 @@ def _apart(entry: Entry, names: Names, weights: Mapping[str, Weight]) -> list[En
             found = names.find(stems[0].format(0), "weight")
             if not found:
                 continue
+            if names.find(stems[0].format(up.shape[0]), "weight"):
+                return []  # the model has more experts than the adapter
             height = weights[found[0][0].parameter].logical[0]
             if up.shape[1] != height * len(parts):  # stored (experts, in, out)
                 up, down = down.transpose(1, 2), up.transpose(1, 2)

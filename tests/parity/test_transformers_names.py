@@ -140,3 +140,14 @@ def test_without_the_library_names_are_as_they_are(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with warnings.catch_warnings(), pytest.raises(BadAdapter, match="no such weight in the model"):
         lyc_fx.fold_checkpoint(tmp_path / "base", lora({case.old[1]: (16, 16)})[0], tmp_path / "out")
+
+
+def test_an_adapter_of_fewer_experts_than_there_are_is_refused(tmp_path: Path) -> None:
+    model = MODELS["Qwen3-MoE"].build()
+    model.save_pretrained(tmp_path / "base")
+    key = "base_model.model.model.layers.0.mlp.experts.lora_{}.weight"
+    tensors = {key.format("A"): torch.randn(4, 12), key.format("B"): torch.randn(16, 4)}  # two of three
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_parameters": ["mlp.experts.down_proj"]}
+    with pytest.raises(BadAdapter, match="no such weight in the model"):
+        lyc_fx.fold_checkpoint(tmp_path / "base", lyc_fx.load(tensors, config=config), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
