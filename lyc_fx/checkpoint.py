@@ -52,7 +52,7 @@ def fold_checkpoint(
     memory: int = MEMORY,
     verify: bool = False,
     resume: bool = False,
-    force: bool = True,
+    force: bool = False,
     progress: Progress = lambda name, size: None,
 ) -> Report:
     """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights.
@@ -76,9 +76,9 @@ def fold_checkpoint(
     in training: both are written then, and the new configuration ties nothing. A weight under weight norm, which is
     stored as `weight_v` and `weight_g`, is computed from these as torch does, and written as such a pair again.
 
-    The output appears under its name only when it is whole; a file of that name, or a folder that lyc-fx wrote,
-    is replaced, or with `force=False` an error. `resume` (for folders) keeps the shards that were done
-    when it is interrupted, and goes on from there. Under torchrun each rank takes its share of the shards.
+    The output appears under its name only when it is whole. A file of that name is replaced, as torch.save does; a
+    folder only with `force`, and only where lyc-fx wrote all weights in it. `resume` (for folders) keeps the shards
+    that were done when it is interrupted, and goes on from there. Under torchrun each rank takes its share of them.
 
     With `out=None` nothing is written: everything else is done, and what a fold would raise is raised.
 

@@ -14,11 +14,12 @@ Path_ = str | os.PathLike[str]
 _WEIGHTS = ".safetensors"
 FOLD = "lyc_fx.fold"
 """In the metadata of a merged checkpoint: what was folded into it (`lyc_fx.folding.provenance`)"""
-PEFT_TENSORS = "adapter_model.safetensors"
-"""The weights in a PEFT directory"""
+PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_FILES = frozenset({PEFT_TENSORS, PEFT_CONFIG})
+"""All that a PEFT directory of ours has; one of a training has more, such as the state of its optimizer"""
 
 
-def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool = False) -> Path:
+def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool) -> Path:
     """The path of a file or folder that may be written. A folder that is there and empty may.
 
     Raises BadFile for what exists (unless `force`), for links, for a file that is not named `.safetensors`, and for
@@ -46,11 +47,10 @@ def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool
 
 
 def _ours(folder: Path) -> bool:
-    """Whether all weights in a folder were folded by lyc-fx, or are those of PEFT adapters."""
-    files = [each for each in folder.rglob(f"*{_WEIGHTS}")] if folder.is_dir() else []
-    if files and all(each.name == PEFT_TENSORS for each in files):
-        return True
-    return bool(files) and all(map(_folded, files))
+    """Whether all weights in a folder were folded by lyc-fx, or it holds PEFT adapters and nothing beside them."""
+    files = [each for each in folder.rglob("*") if not each.is_dir()] if folder.is_dir() else []
+    weights = [each for each in files if each.suffix == _WEIGHTS]
+    return bool(weights) and ({each.name for each in files} <= PEFT_FILES or all(map(_folded, weights)))
 
 
 def _folded(file: Path) -> bool:

@@ -50,9 +50,11 @@ def command(
     with working("converting", quiet=quiet or as_json):
         from lyc_fx import load
         from lyc_fx.convert import convert
+        from lyc_fx.outputs import free
 
         [adapters] = renamed([load(file, config=config, alpha=alpha)], rename)
         conversion = convert(adapters, to.value, like=like, svd=svd)
+        free(out, [file], folder=to is To.peft, force=force)
         conversion.save(out, [file], force=force)
     if as_json:
         modules = [_data(made) for made in conversion.modules]

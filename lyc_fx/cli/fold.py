@@ -105,14 +105,15 @@ def command(
         import torch
 
         from lyc_fx import fold_checkpoint, load
+        from lyc_fx.folding.base import is_folder
         from lyc_fx.outputs import free
         from lyc_fx.report import NothingChanged
 
         given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
         stack = _chosen(given, only or [], exclude or [])
         stack = list(zip(renamed([file for file, _ in stack], rename), (factor for _, factor in stack), strict=True))
-        if dry_run and out is not None:
-            free(out, [base, *(each.path for each in wanted)], folder=base.is_dir(), force=force)
+        if out is not None:
+            free(out, [base, *(each.path for each in wanted)], folder=is_folder(base), force=force)
     size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChanged)  # it is said below

@@ -41,7 +41,7 @@ class Conversion:
             raise Unsupported(f"there is one PEFT adapter for each of {', '.join(self.parts)}: see `parts`")
         return next(iter(self.parts.values()))
 
-    def save(self, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True) -> None:
+    def save(self, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = False) -> None:
         """Write a file, or for PEFT a directory (`formats.save`), with one for each of several components in it."""
         save(self.contents if len(self.parts) == 1 else self.parts, path, inputs, force=force)
 

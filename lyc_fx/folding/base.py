@@ -92,13 +92,18 @@ class Base:
         )
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a base is a folder, or an index, which stands for the folder that it lies in."""
+    return os.path.isdir(path) or os.fspath(path).endswith(_INDEX)
+
+
 def based(path: str | os.PathLike[str]) -> Base:
     """A safetensors file; an index of shards, or a folder that has one; a pipeline's folder of such folders.
 
     Raises BadFile for anything else.
     """
     root = path_of(path, "the base")
-    if root.name.endswith(_INDEX) and os.path.isfile(root):
+    if is_folder(root) and os.path.isfile(root):
         root = root.parent
     if not os.path.isdir(root):  # pathlib raises for a name that is too long
         return Base(root, (_part(root, Path(root.name), ""),))

@@ -31,14 +31,15 @@ def written_to(
 ) -> None:
     """Write a fold. Under torchrun every rank calls this; when one fails, all do, and nothing is left.
 
-    Raises BadFile where the path cannot be written, is an input, or exists (unless `force`).
+    A file of that name is replaced; a folder only with `force`. Raises BadFile where the path cannot be written, or is
+    an input.
     """
     with ranks() as all_:
         if not fold.base.folder:
             if resume:
                 raise BadFile("--resume is for folders of shards: a single file is written anew")
             with all_.together():
-                target = free(path, inputs, folder=False, force=force)
+                target = free(path, inputs, folder=False, force=True)
                 if all_.first:
                     with replacing(target) as part:
                         fold.write(fold.base.parts[0], part, progress)

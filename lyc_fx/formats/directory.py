@@ -8,7 +8,7 @@ from typing import Any
 from lyc_fx.errors import BadFile
 from lyc_fx.formats import texts
 from lyc_fx.formats.container import start_of
-from lyc_fx.formats.save import CONFIG
+from lyc_fx.outputs import PEFT_CONFIG as CONFIG
 from lyc_fx.outputs import PEFT_TENSORS as TENSORS
 
 _PICKLE = "adapter_model.bin"

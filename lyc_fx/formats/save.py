@@ -8,23 +8,20 @@ from pathlib import Path
 from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing, umask, unique, write_safetensors
 from lyc_fx.formats.format import Contents
-from lyc_fx.outputs import PEFT_TENSORS, Path_, free, move_folder
-
-CONFIG = "adapter_config.json"
-"""Beside the weights in a PEFT directory"""
+from lyc_fx.outputs import PEFT_CONFIG, PEFT_TENSORS, Path_, free, move_folder
 
 
 def save(
-    contents: Contents | Mapping[str, Contents], path: Path_, inputs: Iterable[Path_] = (), *, force: bool = True
+    contents: Contents | Mapping[str, Contents], path: Path_, inputs: Iterable[Path_] = (), *, force: bool = False
 ) -> None:
     """Write a file; where there is a configuration a directory; of several components a directory with one for each.
     It appears under its name when it is whole.
 
-    Raises BadFile where the path cannot be written, is one of `inputs`, exists (unless `force`), or is a
-    folder that lyc-fx did not write.
+    A file of that name is replaced; a directory only with `force`, and only where all that is in it is of that kind.
+    Raises BadFile where the path cannot be written, or is one of `inputs`.
     """
     if isinstance(contents, Contents) and contents.config is None:
-        _write(contents, free(path, inputs, folder=False, force=force))
+        _write(contents, free(path, inputs, folder=False, force=True))
         return
     target = free(path, inputs, folder=True, force=force)
     part = unique(target)
@@ -44,7 +41,7 @@ def _fill(folder: Path, contents: Contents) -> None:
     """PEFT's two files."""
     folder.mkdir(exist_ok=True)
     _write(contents, folder / PEFT_TENSORS)
-    with replacing(folder / CONFIG) as file:
+    with replacing(folder / PEFT_CONFIG) as file:
         file.write_text(json.dumps(contents.config, indent=2) + "\n")
 
 

@@ -161,9 +161,34 @@ def test_metadata_is_text_and_is_kept(suffix: str, tmp_path: Path) -> None:
             assert file.metadata()["steps"] == "3"
 
 
-def test_in_python_an_existing_file_is_replaced_unless_that_is_refused(files) -> None:  # type: ignore[no-untyped-def]
+def test_in_python_a_file_is_replaced_and_a_folder_only_with_force(files, model: Path) -> None:  # type: ignore[no-untyped-def]
     files.out.write_bytes(b"mine")
-    with pytest.raises(BadFile, match="exists"):
-        lyc_fx.fold_checkpoint(files.base, files.locon, files.out, force=False)
     lyc_fx.fold_checkpoint(files.base, files.locon, files.out)
     assert load_file(files.out)
+    out = files.folder / "out"
+    lyc_fx.fold_checkpoint(model, files.locon, out)
+    with pytest.raises(BadFile, match="out: exists; force=True"):
+        lyc_fx.fold_checkpoint(model, files.locon, out)
+    lyc_fx.fold_checkpoint(model, files.locon, out, force=True)
+
+
+@pytest.mark.parametrize("beside", ["optimizer.pt", "checkpoint-500/optimizer.pt", "README.md"])
+def test_the_folder_of_a_training_is_never_replaced(beside: str, files) -> None:  # type: ignore[no-untyped-def]
+    """It has the files of a PEFT directory too."""
+    out = files.folder / "training"
+    conversion = lyc_fx.convert(files.locon, "peft", like=files.base)
+    conversion.save(out)
+    (out / beside).parent.mkdir(exist_ok=True)
+    (out / beside).write_bytes(b"days of work")
+    for force, words in ((False, "exists; force=True"), (True, "lyc-fx did not write all that is in it")):
+        with pytest.raises(BadFile, match=words):
+            conversion.save(out, force=force)
+    assert (out / beside).read_bytes() == b"days of work"
+
+
+def test_an_index_of_shards_is_a_folder(files, model: Path, lyc) -> None:  # type: ignore[no-untyped-def]
+    names = dict.fromkeys(load_file(files.base), "model.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    out = files.folder / "out"
+    said = lyc("fold", model / "model.safetensors.index.json", files.locon, "-o", out)
+    assert said.code == 0 and (out / "model.safetensors").is_file(), said.err

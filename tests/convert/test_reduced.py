@@ -75,8 +75,8 @@ def test_peft_has_a_directory_for_each_component(tmp_path: Path) -> None:
     adapters = many(
         lora_unet_a=certain(locon, (15, 7)), lora_te1_b=certain(locon, (5, 6)), lora_te1_c=certain(locon, (3, 4))
     )
-    for _ in range(2):  # what is there is ours
-        convert(adapters, "peft", like=shapes).save(tmp_path / "out")
+    for force in (False, True):  # what is there is ours
+        convert(adapters, "peft", like=shapes).save(tmp_path / "out", force=force)
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["text_encoder", "unet"]
     for component, modules in (("unet", ["a"]), ("text_encoder", ["b", "c"])):
         read = lyc_fx.load(tmp_path / "out" / component)

@@ -104,7 +104,9 @@ def test_shards_another_dtype_and_random_rounding(norm: str, tmp_path: Path) -> 
         ({"dtype": torch.bfloat16}, 2**-6),
         ({"dtype": torch.bfloat16, "rounding": "stochastic", "seed": 5}, 2**-5),
     ):
-        lyc_fx.fold_checkpoint(folder, lyc_fx.load(factors("linear")), tmp_path / "out", STRENGTH, **options)  # type: ignore[arg-type]
+        lyc_fx.fold_checkpoint(
+            folder, lyc_fx.load(factors("linear")), tmp_path / "out", STRENGTH, force=True, **options
+        )  # type: ignore[arg-type]
         out = {n: v for file in (tmp_path / "out").glob("*.safetensors") for n, v in load_file(file).items()}
         assert {value.dtype for value in out.values()} == {options.get("dtype", torch.float32)}
         torch.testing.assert_close(weight_of(out, norm), wanted, rtol=tolerance, atol=tolerance)
