@@ -51,6 +51,8 @@ class AdapterSet:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     unread: tuple[str, ...] = ()
     """Keys that no format understood; strict use refuses them"""
+    task: str | None = None
+    """What PEFT's configuration says of the model that was trained, such as `SEQ_CLS`"""
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.blockwise import Run, at_once, merging
 from lyc_fx.errors import BadAdapter
-from lyc_fx.experts import is_lost, rearranged
+from lyc_fx.experts import rearranged
 from lyc_fx.families import Adapter, Change, Effect
 from lyc_fx.families.blocks import BLOCK
 from lyc_fx.fitting import Weight, placed
@@ -145,10 +145,8 @@ def bind(
     an error all the same.
     """
     shapes = {name: weight.logical for name, weight in weights.items()}
-    names = Names(shapes, aliases)
-    lost_some = is_lost((entry for part in stack.parts for entry in part.adapters.entries), names)
-    if lost_some and (more := elsewhere()):
-        names = Names(shapes, {**more, **aliases})
+    every = [entry for part in stack.parts for entry in part.adapters.entries]
+    names, lost_some = names_for(every, shapes, aliases, elsewhere)
     components = _components(stack.components, names)
     targets: dict[str, list[Bound]] = defaultdict(list)
     applied: list[Applied] = []
@@ -205,6 +203,20 @@ def bind(
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)
     return Binding({n: tuple(b) for n, b in targets.items()}, report, stack.sequential, stack.allow_nonfinite)
+
+
+def names_for(
+    entries: Iterable[Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    elsewhere: Callable[[], Mapping[str, str]] = dict,
+) -> tuple[Names, bool]:
+    """The names of a model's parameters, and whether some entry finds none without those of `elsewhere`."""
+    names = Names(shapes, aliases)
+    lost_some = any(not names.find(entry.module, entry.leaf) for entry in entries)
+    if lost_some and (more := elsewhere()):
+        names = Names(shapes, {**more, **aliases})
+    return names, lost_some
 
 
 def _components(asked: Sequence[str], names: Names) -> Sequence[str | None]:

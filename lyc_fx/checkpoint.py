@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -100,10 +100,11 @@ def fold_checkpoint(
     patterns = tuple(transposed)
     tied = ties(source)
     weights = oriented(known_by(source.weights(), tied), patterns)
-    given = given_by(stack, source, weights)
+    elsewhere = cache(partial(other_names, source))
+    given = given_by(stack, source, weights, elsewhere)
     weights = as_weights(given, weights)
     try:
-        binding = bind(stack, weights, strict=strict, elsewhere=partial(other_names, source))
+        binding = bind(stack, weights, strict=strict, elsewhere=elsewhere)
     except BadAdapter as error:
         raise _explained(error, base, weights) from error
     if binding.report.refused and not binding.targets:

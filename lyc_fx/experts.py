@@ -7,7 +7,7 @@ three layers. An adapter of either is one of the other, exactly.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -137,8 +137,3 @@ def _joined(fused: str, shape: Sequence[int], members: Sequence[tuple[int, int, 
 
 def _rank(entry: Entry) -> int:
     return entry.adapter.rank or 0
-
-
-def is_lost(entries: Iterator[Entry], names: Names) -> bool:
-    """Whether some entry finds no weight."""
-    return any(not names.find(entry.module, entry.leaf) for entry in entries)

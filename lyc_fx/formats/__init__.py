@@ -118,7 +118,8 @@ def load(
         )
     made = [replace(entry, unread=beside.get(entry.module, ())) for entry in made]
     metadata = {key: text for key, text in said.metadata.items() if key != MARK}  # what is read has LyCORIS's layout
-    sound = AdapterSet(tuple(made), said.name, metadata, tuple(unread))
+    task = said.config.get("task_type") if said.config else None
+    sound = AdapterSet(tuple(made), said.name, metadata, tuple(unread), task if isinstance(task, str) else None)
     if faults:
         more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         message = "\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults[:_SHOWN], *more])

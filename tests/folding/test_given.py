@@ -105,3 +105,89 @@ def test_what_cannot_be_made_so_is_refused(tmp_path: Path) -> None:
     ):  # no configuration
         lyc_fx.fold_checkpoint(tmp_path / "base" / "model.safetensors", tmp_path / "whole", tmp_path / "o.safetensors")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", None])
+def test_the_class_of_a_new_head_is_what_the_training_says(task: str | None, tmp_path: Path) -> None:
+    """`score` is the head of both kinds of classifiers."""
+    base = llama(tie_word_embeddings=False)
+    base.save_pretrained(tmp_path / "base")
+    kind = "ForSequenceClassification" if task == "SEQ_CLS" else "ForTokenClassification"
+    torch.manual_seed(3)
+    model = getattr(hf, f"Llama{kind}")(hf.LlamaConfig(**SMALL, num_labels=3)).double().eval()
+    model.model.load_state_dict(base.model.state_dict())
+    saved = {} if task else {"modules_to_save": ["score"]}
+    theirs = trained(model, tmp_path / "adapter", task_type=task, target_modules=["q_proj"], **saved)
+    report = lyc_fx.fold_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [f"Llama{kind}" if task else "LlamaForCausalLM"]
+    assert len(config["id2label"]) == 3
+    assert any("nothing says which class has score" in note for note in report.notes) == (task is None)
+    folded = type(model).from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
+    ids = IDS.clamp(max=49)
+    torch.testing.assert_close(logits(folded, ids), logits(theirs, ids), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("SEQ_CLS", "SequenceClassification"), ("TOKEN_CLS", "TokenClassification"),
+                                            ("QUESTION_ANS", "QuestionAnswering")])  # fmt: skip
+def test_heads_of_several_layers_and_of_other_names(task: str, kind: str, tmp_path: Path) -> None:
+    """RoBERTa's sequence classifier is two layers, its head for answers is `qa_outputs`."""
+    settings = hf.RobertaConfig(**SMALL, max_position_embeddings=20, num_labels=2 if task == "QUESTION_ANS" else 5)
+    torch.manual_seed(0)
+    base = hf.RobertaForMaskedLM(settings).double().eval()
+    base.save_pretrained(tmp_path / "base")
+    model = getattr(hf, f"RobertaFor{kind}")(settings).double().eval()
+    model.roberta.load_state_dict(base.roberta.state_dict())
+    saved = {"modules_to_save": ["qa_outputs"]} if task == "QUESTION_ANS" else {}
+    theirs = trained(model, tmp_path / "adapter", task_type=task, target_modules=["query"], **saved)
+    lyc_fx.fold_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == [f"RobertaFor{kind}"]
+    if task != "QUESTION_ANS":
+        assert config["id2label"] == {str(i): f"LABEL_{i}" for i in range(5)}
+    folded = type(model).from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
+    ids = IDS.clamp(max=49)
+    with torch.no_grad():
+        ours, reference = folded(ids).to_tuple(), theirs(ids).to_tuple()
+    for one, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_an_embedding_under_its_name_in_memory_is_no_new_head(tmp_path: Path) -> None:
+    """Gemma 3's class has `model.language_model.embed_tokens`, its checkpoint `language_model.model.embed_tokens`."""
+    text = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+                num_key_value_heads=1, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    sight = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                 patch_size=14)  # fmt: skip
+    torch.manual_seed(0)
+    config = hf.Gemma3Config(text_config=text, vision_config=sight, mm_tokens_per_image=4, tie_word_embeddings=False)
+    base = hf.Gemma3ForConditionalGeneration(config).double().eval()
+    base.save_pretrained(tmp_path / "base")
+    stored = set(load_file(tmp_path / "base" / "model.safetensors"))
+    own = next(name for name in base.state_dict() if name.endswith("embed_tokens.weight"))
+    assert own not in stored, "transformers has other names in memory"
+    value = torch.randn(53, 16, dtype=torch.float64)
+    key = f"base_model.model.{own.removesuffix('.weight')}.weight"
+    factors = {f"base_model.model.{own.split('embed')[0]}layers.0.self_attn.q_proj.lora_{n}.weight": f for n, f in
+               {"A": torch.randn(2, 16), "B": torch.randn(16, 2)}.items()}  # fmt: skip
+    adapters = lyc_fx.load({key: value, **factors}, config={"peft_type": "LORA", "r": 2, "lora_alpha": 3,
+                                                            "modules_to_save": ["embed_tokens"]})  # fmt: skip
+    report = lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(written) == stored
+    [name] = [each for each in stored if each.endswith("embed_tokens.weight")]
+    assert torch.equal(written[name], value)
+    assert f"{name} has 53 rows, the base 50: it is written as the adapter has it" in report.notes
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]["vocab_size"] == 53
+
+
+def test_a_saved_module_under_a_name_that_nothing_knows_is_no_new_head(tmp_path: Path) -> None:
+    base = llama(tie_word_embeddings=False)
+    base.save_pretrained(tmp_path / "base")
+    key = "base_model.model.model.language_model.embed_tokens.weight"
+    factors = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.randn(2, 16),
+               "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.randn(16, 2)}  # fmt: skip
+    adapters = lyc_fx.load({key: torch.randn(50, 16), **factors}, config={"peft_type": "LORA", "r": 2, "lora_alpha": 3})
+    with pytest.raises(BadAdapter, match=r"model.language_model.embed_tokens"):
+        lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
