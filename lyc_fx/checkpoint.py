@@ -12,6 +12,7 @@ from lyc_fx.errors import BadAdapter, LycFxError, Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.files import path_of
 from lyc_fx.folding.base import Base, based
+from lyc_fx.folding.classes import other_names
 from lyc_fx.folding.fold import Fold
 from lyc_fx.folding.given import as_weights, given_by, written
 from lyc_fx.folding.given import notes as given_notes
@@ -22,8 +23,7 @@ from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.quantized import advice
 from lyc_fx.folding.run import Progress
 from lyc_fx.folding.scaled import refuse_conversion
-from lyc_fx.folding.ties import configuration, known_by, ties, with_aliases
-from lyc_fx.naming.disk import names_in_memory
+from lyc_fx.folding.ties import known_by, ties, with_aliases
 from lyc_fx.orientation import oriented, refuse_doubtful
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
@@ -159,18 +159,6 @@ def _explained(error: BadAdapter, base: Path_, names: Iterable[str]) -> LycFxErr
     if any(name.endswith(_FACTORS) for name in names):
         return BadAdapter(f"{base}: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT")
     return error
-
-
-def other_names(base: Base) -> dict[str, str]:
-    """What the classes of a folder's models call the weights that are stored, to the stored names."""
-    found: dict[str, str] = {}
-    for inside in base.carried if base.folder else ():
-        if inside.name == "config.json":
-            prefix = ".".join(inside.parent.parts) + "." if inside.parent.parts else ""
-            stored = [t.name for part in base.parts if part.prefix == prefix for t in part.layout.tensors]
-            named = names_in_memory(configuration(base.root / inside), stored)
-            found |= {prefix + memory: prefix + disk for memory, disk in named.items()}
-    return found
 
 
 def _notes(base: Base) -> list[str]:

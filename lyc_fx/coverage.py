@@ -2,19 +2,26 @@
 adapted. Nothing is changed and no weight is read."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any, final
 
 import torch
+from torch import nn
 
-from lyc_fx.adapters import Entry
+from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.binding import names_for
 from lyc_fx.chosen import Adapters, chosen
 from lyc_fx.errors import BadAdapter
+from lyc_fx.experts import rearranged
 from lyc_fx.fitting import Weight, placed
+from lyc_fx.folding.base import based
+from lyc_fx.folding.given import Given, given_by
 from lyc_fx.naming import Names, Piece
 from lyc_fx.report import table
-from lyc_fx.shapes import Like, shapes_of
+from lyc_fx.shapes import Like, Shapes, other_names_of, shapes_of
+from lyc_fx.stack import stacked
 
 
 @final
@@ -98,26 +105,42 @@ def coverage(adapters: Adapters, model: Like) -> Coverage:
     `adapters` are as in `splice`; strengths mean nothing here. Raises BadFile where the model cannot be read.
     """
     sets = [each for each, _ in chosen(adapters)]
+    elsewhere = cache(partial(other_names_of, model))
     shapes = shapes_of(model)
+    shapes |= {name: each.shape for name, each in _given(sets, model, shapes, elsewhere).items()}
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
-    names = Names(shapes)
+    names, lost = names_for([entry for each in sets for entry in each.entries], shapes, elsewhere=elsewhere)
     keys: list[Key] = []
     changed: dict[str, dict[str, None]] = defaultdict(dict)
     for each in sets:
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
-        for entry in each.entries:
+        found: dict[str, Key] = {}
+        for entry in rearranged(each.entries, names, weights) if lost else each.entries:
             pieces, why = _pieces(entry, names, weights, taken)
-            keys += [Key(key, each.source, entry.module, tuple(map(_said, pieces)), why) for key in entry.keys]
+            for key in entry.keys:  # that of experts in one tensor is of several entries
+                before = found[key].targets if key in found else ()
+                targets = tuple(dict.fromkeys((*before, *map(_said, pieces))))
+                found[key] = Key(key, each.source, entry.module, targets, why)
             for piece in pieces:
                 taken[piece.parameter].append((piece, entry))
                 changed[piece.parameter][entry.module] = None
-        keys += [Key(key, each.source, "", (), "no format reads it") for key in each.unread]
+        keys += [*found.values(), *(Key(key, each.source, "", (), "no format reads it") for key in each.unread)]
     rows = [
         Target(name, shape, tuple(changed.get(name, ())))
         for name, shape in shapes.items()
         if len(shape) > 1 or name in changed
     ]
     return Coverage(tuple(keys), tuple(rows))
+
+
+def _given(
+    sets: Sequence[AdapterSet], model: Like, shapes: Shapes, elsewhere: Callable[[], Mapping[str, str]]
+) -> Mapping[str, Given]:
+    """What a fold into a folder writes as the adapters have it."""
+    if isinstance(model, (Mapping, nn.Module)):
+        return {}
+    weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
+    return given_by(stacked(sets), based(model), weights, elsewhere)
 
 
 def _said(piece: Piece) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from conversions import made
 from nets import one, random_for
@@ -15,6 +16,7 @@ from lyc_fx.cli import app
 from lyc_fx.families.full import Full
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.shapes import shapes_of
 
 
 def locon(*shape: int) -> LoCon:
@@ -85,3 +87,35 @@ def test_the_command(tmp_path: Path) -> None:
     data = json.loads(CliRunner().invoke(app, ["coverage", str(model), str(file), "--json"]).output)
     assert data["complete"] is True
     assert [weight["name"] for weight in data["weights"] if weight["adapters"]] == ["fc.weight"]
+
+
+def test_coverage_knows_what_a_fold_knows(tmp_path: Path) -> None:
+    """Names in memory of transformers, experts in another form, new heads: complete wherever a fold succeeds."""
+    hf = pytest.importorskip("transformers")
+    config = hf.MixtralConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                              num_key_value_heads=1, num_local_experts=3, vocab_size=50)  # fmt: skip
+    torch.manual_seed(0)
+    base = hf.MixtralForCausalLM(config).eval()
+    base.save_pretrained(tmp_path / "base")
+    start = "base_model.model.model.layers.0.mlp"
+    tensors = {
+        f"{start}.gate.lora_A.weight": torch.randn(2, 16),
+        f"{start}.gate.lora_B.weight": torch.randn(3, 2),
+        f"{start}.experts.lora_A.weight": torch.randn(2 * 3, 24),
+        f"{start}.experts.lora_B.weight": torch.randn(16, 2 * 3),
+        "base_model.model.score.weight": torch.randn(4, 16),
+    }
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "task_type": "SEQ_CLS"}
+    settings["target_parameters"] = ["mlp.experts.down_proj"]
+    adapters = lyc_fx.load(tensors, config=settings)
+    lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
+    found = lyc_fx.coverage(adapters, tmp_path / "base")
+    assert found.complete, str(found)
+    targets = {key.key: key.targets for key in found.keys}
+    stored = {name for name in shapes_of(tmp_path / "base")}
+    assert len(targets) == len(tensors) == len(found.keys)
+    expert = targets[f"{start}.experts.lora_A.weight"]
+    assert len(expert) == 3 and set(expert) <= stored
+    assert set(targets[f"{start}.gate.lora_A.weight"]) <= stored
+    assert targets["base_model.model.score.weight"] == ("score.weight",)
+    assert lyc_fx.coverage(adapters.exclude("*score"), base).complete

@@ -3,14 +3,14 @@
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter, BadModules
 from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
@@ -104,7 +104,8 @@ def load(
             if alpha is not None and "alpha" not in group and any(factor in group for factor in INNER):
                 group = {**group, "alpha": torch.tensor(float(alpha), dtype=torch.float64)}
             first = next(iter(keys.values()))
-            made += entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
+            read = entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
+            made += _with_all_keys(read, keys.values())
         except BadAdapter as error:
             faults.append(f"  {module}: {error}")
     assumed = [m for m, f in formats.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
@@ -130,6 +131,13 @@ def load(
 def writer(name: str) -> Format:
     """The format that writes a convention. kohya's files differ from LyCORIS's in their modules' names alone."""
     return _WRITERS[name]
+
+
+def _with_all_keys(read: list[Entry], keys: Iterable[str]) -> list[Entry]:
+    """The entries of a module, of which the first also has the keys that a format made other factors of."""
+    known = {key for entry in read for key in entry.keys}
+    first = replace(read[0], keys=(*read[0].keys, *(key for key in keys if key not in known)))
+    return [replace(entry, keys=tuple(dict.fromkeys(entry.keys))) for entry in (first, *read[1:])]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

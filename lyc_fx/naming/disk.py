@@ -15,9 +15,10 @@ def names_on_disk(model: nn.Module) -> dict[str, str]:
     """What the checkpoints of a live model's classes call its parameters, to the names that these have now."""
     found: dict[str, str] = {}
     for prefix, part in _library_models(model):
+        reading, writing = _transforms(part), _transforms(part, reverse=True)
         for name in part.state_dict():
-            other = _renamed(name, _transforms(part, reverse=True), reverse=True)
-            if other not in (None, name) and _renamed(str(other), _transforms(part), reverse=False) == name:
+            other = _renamed(name, writing, reverse=True)
+            if other not in (None, name) and _renamed(str(other), reading, reverse=False) == name:
                 found[prefix + str(other)] = prefix + name
     return found
 
