@@ -7,7 +7,8 @@ import pytest
 import torch
 from conversions import made
 from nets import one, random_for
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner
 
 import lyc_fx
@@ -89,14 +90,14 @@ def test_the_command(tmp_path: Path) -> None:
     assert [weight["name"] for weight in data["weights"] if weight["adapters"]] == ["fc.weight"]
 
 
-def test_coverage_knows_what_a_fold_knows(tmp_path: Path) -> None:
-    """Names in memory of transformers, experts in another form, new heads: complete wherever a fold succeeds."""
+def mixtral(folder: Path) -> tuple[nn.Module, AdapterSet, list[str]]:
+    """A model that is saved in the folder, and an adapter with the names and forms of its class; its keys."""
     hf = pytest.importorskip("transformers")
     config = hf.MixtralConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
                               num_key_value_heads=1, num_local_experts=3, vocab_size=50)  # fmt: skip
     torch.manual_seed(0)
     base = hf.MixtralForCausalLM(config).eval()
-    base.save_pretrained(tmp_path / "base")
+    base.save_pretrained(folder)
     start = "base_model.model.model.layers.0.mlp"
     tensors = {
         f"{start}.gate.lora_A.weight": torch.randn(2, 16),
@@ -108,14 +109,39 @@ def test_coverage_knows_what_a_fold_knows(tmp_path: Path) -> None:
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "task_type": "SEQ_CLS"}
     settings["target_parameters"] = ["mlp.experts.down_proj"]
     adapters = lyc_fx.load(tensors, config=settings)
+    return base, adapters, list(tensors)
+
+
+def test_coverage_knows_what_a_fold_knows(tmp_path: Path) -> None:
+    """Names in memory of transformers, experts in another form, new heads: complete wherever a fold succeeds."""
+    base, adapters, keys = mixtral(tmp_path / "base")
+    start = "base_model.model.model.layers.0.mlp"
     lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
     found = lyc_fx.coverage(adapters, tmp_path / "base")
     assert found.complete, str(found)
     targets = {key.key: key.targets for key in found.keys}
     stored = {name for name in shapes_of(tmp_path / "base")}
-    assert len(targets) == len(tensors) == len(found.keys)
+    assert len(targets) == len(keys) == len(found.keys)
     expert = targets[f"{start}.experts.lora_A.weight"]
     assert len(expert) == 3 and set(expert) <= stored
     assert set(targets[f"{start}.gate.lora_A.weight"]) <= stored
     assert targets["base_model.model.score.weight"] == ("score.weight",)
     assert lyc_fx.coverage(adapters.exclude("*score"), base).complete
+
+
+def test_convert_knows_what_a_fold_knows(tmp_path: Path) -> None:
+    _, adapters, _ = mixtral(tmp_path / "base")
+    factors = adapters.exclude("*score")
+    made = lyc_fx.convert(factors, "peft", like=tmp_path / "base")
+    stored = shapes_of(tmp_path / "base")
+    assert {f"{each.module}.weight" for each in made.modules} <= set(stored)
+    assert sum(".experts." in each.module for each in made.modules) == 3
+    made.save(tmp_path / "peft")
+    lyc_fx.fold_checkpoint(tmp_path / "base", factors, tmp_path / "one")
+    lyc_fx.fold_checkpoint(tmp_path / "base", tmp_path / "peft", tmp_path / "other")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    assert one.keys() == other.keys() == before.keys()
+    assert sum(not torch.equal(one[name], before[name]) for name in one) == 4
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])

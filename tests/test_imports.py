@@ -57,9 +57,11 @@ MAY: dict[str, set[str]] = {
     "formats": {"adapters", "errors", "families", "files", "formats", "outputs"},
     "convert": {
         "adapters",
+        "binding",
         "chosen",
         "convert",
         "errors",
+        "experts",
         "families",
         "fitting",
         "formats",

@@ -11,7 +11,7 @@ import torch
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.chosen import Source, one
 from lyc_fx.convert.gather import Made, gathered
-from lyc_fx.convert.like import own_shapes
+from lyc_fx.convert.like import known_by, own_shapes
 from lyc_fx.convert.metadata import metadata_of
 from lyc_fx.convert.truncated import truncated
 from lyc_fx.errors import BadAdapter, Unsupported
@@ -70,7 +70,11 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     adapters = one(adapters)
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
-    shapes = own_shapes(adapters, target) if like is None else without_wrappers(shapes_of(like))
+    if like is None:
+        shapes = own_shapes(adapters, target)
+    else:
+        shapes = without_wrappers(shapes_of(like))
+        adapters = known_by(adapters, shapes, like)
     made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
     made = [_stored(each) for each in made]
     made = made if svd is None else _reduced(made, svd)

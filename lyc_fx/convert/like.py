@@ -1,10 +1,19 @@
-"""The file's own names as the model's, where no model is named."""
+"""The model's names: those of the file's own modules where no model is named, or of the model that is."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
-from lyc_fx.adapters import AdapterSet
+import torch
+
+from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.binding import names_for
 from lyc_fx.errors import BadAdapter
-from lyc_fx.naming import PREFIXES, Target
+from lyc_fx.experts import rearranged
+from lyc_fx.fitting import Weight
+from lyc_fx.naming import PREFIXES, Names, Target
+from lyc_fx.naming.names import module_of
+from lyc_fx.shapes import Like, Shapes, other_names_of
 
 _SHOWN = 5
 _FLAT = {Target.lycoris, Target.nhwc, Target.kohya, Target.comfyui}
@@ -29,3 +38,26 @@ def own_shapes(adapters: AdapterSet, target: Target) -> Mapping[str, tuple[int, 
         f"{adapters.source}: {example}: the model's own names and shapes cannot be read out of these; name the model "
         "that they are for, or a checkpoint of it: like=… (command line: --like FILE)"
     )
+
+
+def known_by(adapters: AdapterSet, shapes: Shapes, like: Like) -> AdapterSet:
+    """The same adapters, where they find no parameter, under the names and in the form that the model has.
+
+    What has other names in the class than on disk is named as in `shapes`; experts are split, or fused.
+    """
+    names, lost = names_for(adapters.entries, shapes, elsewhere=partial(other_names_of, like))
+    if not lost:
+        return adapters
+    weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
+    own = Names(shapes)
+    found = (_named(entry, own, names) for entry in rearranged(adapters.entries, names, weights))
+    return replace(adapters, entries=tuple(found))
+
+
+def _named(entry: Entry, own: Names, names: Names) -> Entry:
+    found = names.find(entry.module, entry.leaf)
+    if own.find(entry.module, entry.leaf) or len(found) != 1 or len(found[0]) != 1 or found[0][0].rows is not None:
+        return entry
+    parameter = found[0][0].parameter
+    module = module_of(parameter, entry.leaf)
+    return replace(entry, module=parameter if module is None else module)
