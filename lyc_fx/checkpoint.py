@@ -1,7 +1,7 @@
 """The checkpoint road: adapters folded into safetensors files, without any model code."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, partial
 from typing import Literal
 
@@ -151,12 +151,13 @@ def fold_checkpoint(
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 
 
-def _explained(error: BadAdapter, base: Path_, names: Iterable[str]) -> LycFxError:
-    """The error, or what the base is that adapters cannot fit."""
+def _explained(error: BadAdapter, base: Path_, names: Collection[str]) -> LycFxError:
+    """The error, after what the base is that adapters cannot fit."""
     quantized = advice(base, names)
     if quantized is not None:
-        return Unsupported(quantized)
-    if any(name.endswith(_FACTORS) for name in names):
+        return Unsupported(f"{quantized}.\n{error}")
+    plain = [name for name in names if name.endswith(".weight") and not name.endswith(_FACTORS)]
+    if any(name.endswith(_FACTORS) for name in names) and all(".lora" in name for name in plain):
         return BadAdapter(f"{base}: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT")
     return error
 

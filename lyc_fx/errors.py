@@ -35,3 +35,8 @@ class WrongArgument(LycFxError, TypeError):
 
 class Unsupported(LycFxError):
     """What was asked is well-formed, but lyc-fx does not do it."""
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 adapter`, `3 adapters`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

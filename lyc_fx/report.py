@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Self, final
 
+from lyc_fx.errors import counted
 from lyc_fx.naming.components import component_of
 
 _NAMED = 5
@@ -67,7 +68,7 @@ class Report:
     """‖W' - W‖ / ‖W‖ of each weight that was merged, estimated from some of its elements; 0 where no bit changed"""
 
     def __repr__(self) -> str:
-        return f"<Report: {self._summary}, {len(self.notes)} notes>"
+        return f"<Report: {self._summary}, {counted(len(self.notes), 'note')}>"
 
     @property
     def _summary(self) -> str:
@@ -75,7 +76,8 @@ class Report:
         parts = Counter(each[:-1] for row in self.applied if (each := component_of(row.target)[0]))
         named = ", ".join(f"{name} {count}" for name, count in sorted(parts.items()))
         by_component = f" ({named})" if len(parts) > 1 else ""
-        return f"{len(self.applied)} adapters on {weights} weights, {len(self.unused)} keys unused{by_component}"
+        done = f"{counted(len(self.applied), 'adapter')} on {counted(weights, 'weight')}"
+        return f"{done}, {counted(len(self.unused), 'key')} unused{by_component}"
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -93,10 +95,10 @@ class Report:
         if len(self.unchanged) < len(self.changes) or not (self.applied or self.refused):
             return None
         if not self.applied:
-            return f"no weight changed: no adapter found one, and {len(self.refused)} keys had no effect"
+            return f"no weight changed: no adapter found one, and {counted(len(self.refused), 'key')} had no effect"
         idle = all(row.strength == 0 for row in self.applied)
         why = "their strength is 0" if idle else "their factors are zero, or too weak for the dtype of the weights"
-        return f"no weight changed by a bit: {len(self.applied)} adapters were applied, but {why}"
+        return f"no weight changed by a bit, although {counted(len(self.applied), 'adapter')} found one: {why}"
 
     def measured(self, changes: Mapping[str, float]) -> Self:
         """The report with `changes`, where a weight that has none did not change; a note names such."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.architecture import purpose
+from lyc_fx.errors import counted
 from lyc_fx.naming import COMPONENTS, INTERLEAVED, PREFIXES, Names
 
 SHOWN = 20
@@ -25,7 +26,9 @@ def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: S
     lines, apart = [], elsewhere([entry.module for _, entry in lost], matched)
     for prefix, modules in apart.items():
         sources = ", ".join(dict.fromkeys(adapters.source for adapters, entry in lost if entry.module in modules))
-        lines.append(f"  {sources}: {len(modules)} adapters are for another component, {prefix}*, such as {modules[0]}")
+        lines.append(
+            f"  {sources}: {counted(len(modules), 'adapter')} of another component, {prefix}*, such as {modules[0]}"
+        )
     lost = [(adapters, entry) for adapters, entry in lost if not any(entry.module in each for each in apart.values())]
     for position, (adapters, entry) in enumerate(lost):
         near = names.nearest(entry.module, entry.leaf) if position < SHOWN else []

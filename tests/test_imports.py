@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LOW = {"errors", "program", "report", "show", "symbolic", "propagation", "verify", "layers", "rewrite", "files"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
-    "report": {"naming"},
+    "report": {"errors", "naming"},
     "program": {"errors", "report"},
     "layers": {"conv1d", "program"},
     "symbolic": set(),
@@ -36,7 +36,7 @@ MAY: dict[str, set[str]] = {
     "stack": {"adapters", "chosen", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
     "architecture": set(),
-    "unmatched": {"adapters", "architecture", "naming"},
+    "unmatched": {"adapters", "architecture", "errors", "naming"},
     "twins": {"families", "fitting", "naming"},
     "allocator": set(),  # of the process, so that only the command line may touch it
     "blockwise": {"families"},

@@ -14,7 +14,7 @@ from lyc_fx.convert.gather import Made, gathered
 from lyc_fx.convert.like import known_by, own_shapes
 from lyc_fx.convert.metadata import metadata_of
 from lyc_fx.convert.truncated import truncated
-from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.errors import BadAdapter, Unsupported, counted
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import Contents, save, writer
 from lyc_fx.naming import Names, Target, Written, without_wrappers
@@ -131,7 +131,7 @@ def _reduced(made: list[Made], rank: int) -> list[Made]:
         except BadAdapter as error:
             faults.append(f"  {', '.join(each.sources)}: {error}")
     if faults:
-        raise Unsupported("\n".join([f"{len(faults)} adapters have no rank {rank}:", *faults[:_SHOWN]]))
+        raise Unsupported("\n".join([f"{counted(len(faults), 'adapter')} cannot have rank {rank}:", *faults[:_SHOWN]]))
     return found
 
 

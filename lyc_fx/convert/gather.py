@@ -8,7 +8,7 @@ import torch
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.convert.fuse import Part, fused
-from lyc_fx.errors import BadAdapter
+from lyc_fx.errors import BadAdapter, counted
 from lyc_fx.families import Adapter
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.naming import Name, Piece, Written
@@ -67,7 +67,7 @@ def gathered(adapters: AdapterSet, written: Written) -> list[Made]:
             faults.append(f"  {', '.join(sources)}: {error}")
     if faults:
         more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        what = f"{adapters.source}: {len(faults)} adapters cannot be converted:"
+        what = f"{adapters.source}: {counted(len(faults), 'adapter')} cannot be converted:"
         raise BadAdapter("\n".join([what, *faults[:_SHOWN], *more]))
     return state.made
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.errors import BadAdapter, BadModules
+from lyc_fx.errors import BadAdapter, BadModules, counted
 from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
@@ -90,7 +90,7 @@ def load(
         model = any(key.endswith((".weight", ".bias")) for key in tensors)
         order = "; if this is the model, it comes first: lyc-fx fold BASE ADAPTER -o OUT" if model else ""
         raise BadAdapter(
-            f"{said.name}: none of its {len(tensors)} keys is of a known adapter format ({known}): {sample}{order}"
+            f"{said.name}: none of its keys ({len(tensors)}) is of a known adapter format ({known}): {sample}{order}"
         )
     groups = {module: {suffix: tensors[key] for suffix, key in keys.items()} for module, keys in modules.items()}
     if said.stated_layout is None:
@@ -111,9 +111,9 @@ def load(
     assumed = [m for m, f in formats.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
     if assumed:
         warnings.warn(
-            f"{said.name}: no adapter_config.json and no alpha says how strong its {len(assumed)} adapters are: their "
-            "scale is taken to be 1, as in diffusers and ComfyUI; config= or alpha= (command line: --config, --alpha) "
-            "says otherwise",
+            f"{said.name}: no adapter_config.json and no alpha says the scale of its "
+            f"{counted(len(assumed), 'adapter')}: it is taken to be 1, as in diffusers and ComfyUI; config= or alpha= "
+            "(command line: --config, --alpha) says otherwise",
             AssumedScale,
             stacklevel=2,
         )
@@ -123,7 +123,7 @@ def load(
     sound = AdapterSet(tuple(made), said.name, metadata, tuple(unread), task if isinstance(task, str) else None)
     if faults:
         more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        message = "\n".join([f"{said.name}: {len(faults)} modules cannot be used:", *faults[:_SHOWN], *more])
+        message = "\n".join([f"{said.name}: {counted(len(faults), 'module')} cannot be used:", *faults[:_SHOWN], *more])
         raise BadModules(message, sound)
     return sound
 

@@ -78,7 +78,7 @@ def test_the_sound_part_of_a_broken_file_is_shown(command: str, files, lyc) -> N
     said = lyc(command, *([files.base] if command == "coverage" else []), broken)
     assert said.code == 1
     assert said.err.startswith(
-        f"error: {broken}: 1 modules cannot be used:\n  lycoris_block_0_conv: lora_up.weight holds"
+        f"error: {broken}: 1 module cannot be used:\n  lycoris_block_0_conv: lora_up.weight holds"
     )
     assert "lycoris_fc" in said.out and "lycoris_block_0_conv" not in said.out
     whole = lyc(command, *([files.base] if command == "coverage" else []), files.locon)

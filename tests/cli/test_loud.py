@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
         1,
         ["odd.st: x is stored as F6_E2M3"],
     ),
-    "no adapter at all": (lambda f: _fold(f.base, f.base, f.out), 1, ["none of its 4 keys is of a known adapter"]),
+    "no adapter at all": (lambda f: _fold(f.base, f.base, f.out), 1, ["none of its keys (4) is of a known adapter"]),
     "unmatched key": (
         lambda f: _fold(f.base, _renamed(f, "block_0_conv", "block_1_conv"), f.out),
         1,

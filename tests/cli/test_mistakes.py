@@ -81,10 +81,18 @@ FILES: dict[str, Case] = {
         "Download or save it again.",
     ),
 }
+LOST_CONV = "  …/locon.safetensors: lycoris_block_0_conv: no such weight in the model\n"
+LOST_FC = "  …/locon.safetensors: lycoris_fc: no such weight in the model\n"
+PACKED = (
+    "  …/locon.safetensors: lycoris_fc: fc.weight is stored as torch.int32; adapters need a floating-point weight\n"
+    + LOST_CONV
+)
 BASES: dict[str, Case] = {
     name: (
         fold(stored("q.safetensors", quantized(*names)), locon),
-        f"…/q.safetensors: is quantized by {quantizer} ({names[0]}), {GONE}: {AGAIN}",
+        f"…/q.safetensors: is quantized by {quantizer} ({names[0]}), {GONE}: {AGAIN}.\n2 adapters cannot be applied:\n"
+        + (PACKED if "fc.weight" in names else f"{LOST_CONV}{LOST_FC}")
+        + "None of the names is the model's: are these adapters for another model?",
     )
     for name, quantizer, *names in (
         ("gptq", "GPTQ or AWQ", "fc.qweight", "fc.qzeros", "fc.scales"),
@@ -98,7 +106,7 @@ BASES: dict[str, Case] = {
 MEANT: dict[str, Case] = {
     "swapped": (
         fold(locon, base),
-        "…/base.safetensors: none of its 4 keys is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
+        "…/base.safetensors: none of its keys (4) is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
         "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE "
         "ADAPTER "
         "-o OUT",
@@ -109,35 +117,35 @@ MEANT: dict[str, Case] = {
     ),
     "flux": (
         fold(base, stored("a.safetensors", factors("lora_unet_double_blocks_0_img_attn_proj"))),
-        "1 adapters cannot be applied:\n  …/a.safetensors: lora_unet_double_blocks_0_img_attn_proj: no such weight "
+        "1 adapter cannot be applied:\n  …/a.safetensors: lora_unet_double_blocks_0_img_attn_proj: no such weight "
         "in the "
         f"model\n{OTHER} Its names are those of Flux or HunyuanVideo, with their original names.",
     ),
     "as it says": (
         fold(base, stored("a.safetensors", factors("lora_unet_x"), {"ss_base_model_version": "sdxl_base_v1-0"})),
-        "1 adapters cannot be applied:\n  …/a.safetensors: lora_unet_x: no such weight in the model\n"
+        "1 adapter cannot be applied:\n  …/a.safetensors: lora_unet_x: no such weight in the model\n"
         f"{OTHER} The file says that it is for sdxl_base_v1-0 (ss_base_model_version).",
     ),
     "another component": (
         fold(base, stored("a.safetensors", {**factors("lora_unet_fc"), **factors("lora_te1_encoder")})),
-        "1 adapters cannot be applied:\n  …/a.safetensors: 1 adapters are for another component, lora_te1_*, such as "
+        "1 adapter cannot be applied:\n  …/a.safetensors: 1 adapter of another component, lora_te1_*, such as "
         "lora_te1_encoder\nThe model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge("
         'pipe, …)), or leave them out: adapters.exclude("lora_te1_*") (command line: --exclude "lora_te1_*").',
     ),
     "misspelt": (
         fold(base, stored("a.safetensors", {**factors("lycoris_fc"), **factors("lycoris_blok_0_conv")})),
-        "1 adapters cannot be applied:\n  …/a.safetensors: lycoris_blok_0_conv: no such weight in the model; nearest: "
+        "1 adapter cannot be applied:\n  …/a.safetensors: lycoris_blok_0_conv: no such weight in the model; nearest: "
         "block.0.conv.weight\nstrict=False (command line: --no-strict) applies the rest and lists these in the report.",
     ),
     "shape": (
         fold(base, changed(lycoris_fc__lora_up__weight=torch.ones(7, 2))),
-        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc: does not fit fc.weight (6, 4): "
+        "1 adapter cannot be applied:\n  …/changed.safetensors: lycoris_fc: does not fit fc.weight (6, 4): "
         "lora_up.weight "
         "is (7, 2), the weight asks for (6, 2)",
     ),
     "unread": (
         fold(base, changed(lycoris_fc__mystery=torch.ones(2))),
-        "1 adapters cannot be applied:\n  …/changed.safetensors: lycoris_fc.mystery: no format reads this "
+        "1 adapter cannot be applied:\n  …/changed.safetensors: lycoris_fc.mystery: no format reads this "
         "key\nWithout a "
         "key that nobody understands this may be another adapter than was trained: leave such modules out by name "
         "(adapters.exclude, --exclude PATTERN), or apply what is understood and list the rest: strict=False "
@@ -145,16 +153,16 @@ MEANT: dict[str, Case] = {
     ),
     "incomplete": (
         fold(base, changed(lycoris_fc__lora_up__weight=None)),
-        "…/changed.safetensors: 1 modules cannot be used:\n  lycoris_fc: locon without lora_up.weight is not complete",
+        "…/changed.safetensors: 1 module cannot be used:\n  lycoris_fc: locon without lora_up.weight is not complete",
     ),
     "nan": (
         fold(base, changed(lycoris_fc__lora_up__weight=torch.full((6, 2), float("nan")))),
-        "…/changed.safetensors: 1 modules cannot be used:\n  lycoris_fc: lora_up.weight holds 12 values that are not "
+        "…/changed.safetensors: 1 module cannot be used:\n  lycoris_fc: lora_up.weight holds 12 values that are not "
         "finite",
     ),
     "infinite alpha": (
         fold(base, changed(lycoris_fc__alpha=torch.tensor(float("inf")))),
-        "…/changed.safetensors: 1 modules cannot be used:\n  lycoris_fc: alpha is inf",
+        "…/changed.safetensors: 1 module cannot be used:\n  lycoris_fc: alpha is inf",
     ),
 }
 OPTIONS: dict[str, Case] = {
@@ -165,7 +173,7 @@ OPTIONS: dict[str, Case] = {
     ),
     "block": (
         fold(base, locon, "--block", "attn.*=0.5"),
-        "1 adapters cannot be applied:\n  strength: no adapted weight matches 'attn.*'",
+        "1 adapter cannot be applied:\n  strength: no adapted weight matches 'attn.*'",
     ),
     "transposed": (
         fold(base, locon, "--transposed", "h.*.weight"),
@@ -197,7 +205,7 @@ OPTIONS: dict[str, Case] = {
     ),
     "inspect a model": (
         lambda f: ["inspect", f.base],
-        "…/base.safetensors: none of its 4 keys is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
+        "…/base.safetensors: none of its keys (4) is of a known adapter format (peft, xlabs, diffusers, nhwc, lycoris, "
         "comfyui): block.0.conv.weight, fc.bias, fc.weight; if this is the model, it comes first: lyc-fx fold BASE "
         "ADAPTER "
         "-o OUT",

@@ -20,7 +20,7 @@ def test_the_command_line_says_it_too(lyc, tmp_path: Path) -> None:  # type: ign
         assert json.loads(said.out)["applied"][0]["scale"] == wanted
         assert "AssumedScale" not in said.err and "no alpha says" not in said.err
     said = lyc(*fold)
-    assert said.code == 0 and "no alpha says how strong its 1 adapters are" in said.err
+    assert said.code == 0 and "no alpha says the scale of its 1 adapter" in said.err
 
 
 def test_warnings_of_many_modules_are_one_line(lyc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

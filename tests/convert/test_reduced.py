@@ -35,7 +35,7 @@ def test_lora_of_a_higher_rank_is_reduced(shape: tuple[int, ...]) -> None:
 
 def test_what_has_no_matrix_cannot_be_reduced() -> None:
     adapter = certain((LoCon, next(e for e in LoCon.layouts if "magnitude" in e)), (15, 7), rank=6)
-    with pytest.raises(Unsupported, match=r"1 adapters have no rank 3:\n  a: the change by locon dora depends on"):
+    with pytest.raises(Unsupported, match=r"1 adapter cannot have rank 3:\n  a: the change by locon dora depends on"):
         convert(many(a=adapter), "lycoris", like={"a.weight": (15, 7)}, svd=3)
 
 

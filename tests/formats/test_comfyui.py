@@ -58,7 +58,7 @@ def test_comfyui_computes_what_is_meant_and_the_file_is_read_again(variant: Vari
         tried += 1
         why = refusal(adapter, len(shape))
         if why is not None:
-            with pytest.raises(Unsupported, match=rf"(?s)1 adapters cannot.*{PATH}: ComfyUI .*{why}"):
+            with pytest.raises(Unsupported, match=rf"(?s)1 adapter cannot.*{PATH}: ComfyUI .*{why}"):
                 Comfyui().write(one(adapter, PATH))
             continue
         weight = random(*shape)

@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
         {"x.lora_up.weight": torch.ones(5, 0), "x.lora_down.weight": torch.ones(0, 3)},
         r"lora_up.weight is empty",
     ),
-    "no adapter": ({"fc.weight": torch.ones(5, 3)}, "none of its 1 keys is of a known adapter format"),
+    "no adapter": ({"fc.weight": torch.ones(5, 3)}, r"none of its keys \(1\) is of a known adapter format"),
     "nothing": ({}, "it holds no tensor"),
 }
 
@@ -220,7 +220,7 @@ def test_blocks_of_three_dimensions_are_oft_and_of_four_boft() -> None:
 
 
 def test_a_checkpoint_is_no_adapter() -> None:
-    with pytest.raises(BadAdapter, match="none of its 2 keys is of a known adapter format"):
+    with pytest.raises(BadAdapter, match=r"none of its keys \(2\) is of a known adapter format"):
         lyc_fx.load({"fc.weight": torch.ones(5, 3), "fc.bias": torch.ones(5)})
 
 

@@ -50,7 +50,7 @@ def test_prefixes_in_any_order(prefix: str) -> None:
 
 
 def test_keys_of_peft_without_a_configuration_warn_of_their_scale(tmp_path: Path) -> None:
-    with pytest.warns(AssumedScale, match=r"its 1 adapters are: their scale is taken to be 1, .*--config, --alpha"):
+    with pytest.warns(AssumedScale, match=r"its 1 adapter: it is taken to be 1, .*--config, --alpha"):
         assert scale(keys(PREFIXES[0])) == pytest.approx(1)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 5}
     assert scale(keys(PREFIXES[0]), config=config) == pytest.approx(2.5)

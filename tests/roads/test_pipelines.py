@@ -111,10 +111,9 @@ def test_a_part_of_the_pipeline_is_told_where_the_rest_belongs() -> None:
         lyc_fx.merge(pipe.unet, tensors)
     assert str(raised.value).splitlines() == [
         "2 adapters cannot be applied:",
-        "  <tensors>: 1 adapters are for another component, lora_te1_*, such as "
+        "  <tensors>: 1 adapter of another component, lora_te1_*, such as "
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
-        "  <tensors>: 1 adapters are for another component, lora_te2_*, such as "
-        "lora_te2_text_model_encoder_layers_1_mlp_fc1",
+        "  <tensors>: 1 adapter of another component, lora_te2_*, such as lora_te2_text_model_encoder_layers_1_mlp_fc1",
         "The model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge(pipe, …)), or "
         'leave them out: adapters.exclude("lora_te1_*", "lora_te2_*") (command line: --exclude "lora_te1_*" '
         '--exclude "lora_te2_*").',

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.errors import Unsupported
+from lyc_fx.errors import Unsupported, counted
 from lyc_fx.families.replace import Replace
 from lyc_fx.formats.format import Contents
 from lyc_fx.formats.peft.keys import PREFIX
@@ -35,7 +35,9 @@ def contents(adapters: AdapterSet) -> Contents:
     [writer] = writers
     faults = [f"  {m.name}: {fault}" for m in adapted if (fault := writer.fault(m)) is not None]
     if faults:
-        raise Unsupported("\n".join([f"{len(faults)} modules cannot be written as {writer.method}:", *faults]))
+        raise Unsupported(
+            "\n".join([f"{counted(len(faults), 'module')} cannot be written as {writer.method}:", *faults])
+        )
     config = {"peft_type": writer.method, "inference_mode": True, **writer.settings(adapted)}
     config["target_modules"] = [module.name for module in adapted]
     tensors = {
