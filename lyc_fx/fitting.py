@@ -1,7 +1,7 @@
 """From an adapter of a file to the rows of a model's weights that it changes, or the reason why it cannot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -9,9 +9,10 @@ import torch
 from lyc_fx.adapters import Entry
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
+from lyc_fx.families.experts import Experts
 from lyc_fx.families.full import Full
 from lyc_fx.families.replace import Replace
-from lyc_fx.naming import Piece, Pieces, projects
+from lyc_fx.naming import Piece, Pieces, in_before_out, projects
 
 
 @final
@@ -109,6 +110,9 @@ def placed(
 
 def _oriented(adapter: Adapter, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Adapter:
     """The adapter as it is for a weight `(out, in)`; what is for a Linear in other models is so already."""
+    if isinstance(adapter, Experts):
+        shapes = {each: weight.shape for each, weight in weights.items()}
+        return replace(adapter, turned=True if in_before_out(name, shapes) else None)
     transposed = weights[name].transposed and not projects(name, weights)
     return adapter.oriented(shape[::-1] if transposed else shape, transposed)
 

@@ -1,7 +1,7 @@
 """Experts: one low-rank product for each slice of a 3-D parameter, such as the experts of a mixture (PEFT)."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor
 
@@ -16,7 +16,9 @@ from lyc_fx.families.tensors import shaped
 class Experts(Additive):
     """`ΔW[e] = alpha/r · up[e] @ down[e]`, or its transpose where the model stores `(e, in, out)`.
 
-    The file does not say which of the two it is: the weight's shape does, and where in = out neither.
+    The file does not say which of the two it is: the weight's shape does, or where in = out what the binding knows.
+    PEFT's older versions take every weight for `(e, in, out)`, newer ones only where the module says `is_transposed`:
+    of one that is known to be so, all mean the same.
     """
 
     name = "experts"
@@ -27,6 +29,8 @@ class Experts(Additive):
     """`(experts, out, r)`"""
     down: Tensor
     """`(experts, r, in)`"""
+    turned: Literal[True] | None = None
+    """That a weight with in = out is `(e, in, out)`; None where nothing shows it"""
 
     @property
     def rank(self) -> int:
@@ -41,7 +45,7 @@ class Experts(Additive):
             return  # a matrix, which PEFT always has as (out, in)
         if tuple(shape) not in (straight, turned):
             raise BadAdapter(f"the factors give {straight} or {turned}, the weight is {tuple(shape)}")
-        if straight == turned:
+        if straight == turned and not self.turned:
             raise BadAdapter(
                 f"whether the weight {tuple(shape)} is (experts, out, in) or (experts, in, out) cannot be told: "
                 "merge with PEFT"
@@ -58,7 +62,7 @@ class Experts(Additive):
 
     def product(self, shape: Shape) -> Tensor:
         up, down = self.up, self.down
-        if shape[-1] != down.shape[2]:
+        if self.turned or shape[-1] != down.shape[2]:
             up, down = down.transpose(1, 2), up.transpose(1, 2)
         return shaped(up @ down, shape)
 

@@ -1,6 +1,6 @@
 """Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
 
-from lyc_fx.naming.bare import projections, projects
+from lyc_fx.naming.bare import in_before_out, projections, projects
 from lyc_fx.naming.components import COMPONENTS, PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.names import Name, Names, flatten
@@ -24,6 +24,7 @@ __all__ = [
     "Target",
     "Written",
     "flatten",
+    "in_before_out",
     "projections",
     "projects",
     "rows_of",
