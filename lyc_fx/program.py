@@ -69,6 +69,11 @@ class Facts:
 
 def captured(program: Any) -> GraphModule:
     """The program itself. Raises WrongArgument for what is none."""
+    if hasattr(program, "validate_inputs"):  # whose check of its inputs would fail in a program that is made of it
+        raise WrongArgument(
+            "this is what an ExportedProgram's module() returns: bring it, with inputs, or the ExportedProgram through "
+            "lyc_fx.capture first"
+        )
     if isinstance(program, GraphModule):
         return program
     kind = type(program).__name__
