@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from lyc_fx.naming.known import known_names
+
 
 def names_on_disk(model: nn.Module) -> dict[str, str]:
     """What the checkpoints of a live model's classes call its parameters, to the names that these have now."""
@@ -26,11 +28,12 @@ def names_on_disk(model: nn.Module) -> dict[str, str]:
 def names_in_memory(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
     """What the class of a checkpoint calls its parameters, to the names that are stored.
 
-    `config` is the checkpoint's `config.json`. Empty where transformers is not installed, or has no such class.
+    `config` is the checkpoint's `config.json`. Where transformers is not installed, or has no such class, what is known
+    here counts (`lyc_fx.naming.known`).
     """
     model = _empty_model(config)
     if model is None:
-        return {}
+        return known_names(config, stored)
     transforms, own = _transforms(model), set(model.state_dict())
     found = {}
     for name in stored:
