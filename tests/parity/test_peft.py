@@ -117,7 +117,7 @@ def test_multihead_attention_s_input_projection(tmp_path: Path) -> None:
 def test_without_its_configuration_an_adapter_has_no_scale(tmp_path: Path) -> None:
     saved_by_peft(Net(), "lora", tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    with pytest.warns(AssumedScale, match="no adapter_config.json and no alpha says how strong its 2 adapters are"):
+    with pytest.warns(AssumedScale, match="no adapter_config.json and no alpha says the scale of its 2 adapters"):
         lyc_fx.load(tensors)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert len(lyc_fx.load(tensors, config=config)) == 2
