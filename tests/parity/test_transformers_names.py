@@ -2,7 +2,6 @@
 live class: names differ in transformers 5, and experts are fused."""
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +130,6 @@ def test_what_belongs_to_no_expert_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BadAdapter, match="no such weight in the model"):
             lyc_fx.merge(model, lora({module: shape})[0])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_without_the_library_names_are_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = MODELS["ViT"]
-    model = case.build()
-    model.save_pretrained(tmp_path / "base")
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with warnings.catch_warnings(), pytest.raises(BadAdapter, match="no such weight in the model"):
-        lyc_fx.fold_checkpoint(tmp_path / "base", lora({case.old[1]: (16, 16)})[0], tmp_path / "out")
 
 
 def test_an_adapter_of_fewer_experts_than_there_are_is_refused(tmp_path: Path) -> None:
