@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.blockwise import Run, at_once, merging
-from lyc_fx.errors import BadAdapter, counted
+from lyc_fx.errors import BadAdapter, NotApplicable, counted
 from lyc_fx.experts import rearranged
 from lyc_fx.families import Adapter, Change, Effect
 from lyc_fx.families.blocks import BLOCK
@@ -195,9 +195,9 @@ def bind(
         faults += unmatched(lost, names, [row.module for row in applied])
     if faults:
         unread = any(part.adapters.unread for part in stack.parts)
-        hint = f"\n{advice(lost, [row.module for row in applied], shapes)}" if lost and strict else ""
-        hint = f"\n{OF_UNREAD}" if unread and strict and not lost else hint
-        raise BadAdapter("\n".join([f"{counted(wrong, 'adapter')} cannot be applied:", *shortened(faults)]) + hint)
+        hint = advice(lost, [row.module for row in applied], shapes) if lost and strict else ""
+        hint = OF_UNREAD if unread and strict and not lost else hint
+        raise NotApplicable("\n".join([f"{counted(wrong, 'adapter')} cannot be applied:", *shortened(faults)]), hint)
     parts = {part for w in weights.values() if w.normed for part in (w.normed.direction, w.normed.magnitude)}
     untouched = tuple(n for n, w in weights.items() if len(w.shape) > 1 and n not in targets and n not in parts)
     notes = _taken(names, targets) if not stack.components else ()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from lyc_fx.binding import bind
-from lyc_fx.errors import BadAdapter, LycFxError, Unsupported
+from lyc_fx.errors import BadAdapter, LycFxError, NotApplicable, Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.files import path_of
 from lyc_fx.folding.base import Base, based
@@ -105,7 +105,7 @@ def fold_checkpoint(
     weights = as_weights(given, weights)
     try:
         binding = bind(stack, weights, strict=strict, elsewhere=elsewhere)
-    except BadAdapter as error:
+    except NotApplicable as error:
         raise _explained(error, base, weights) from error
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
@@ -151,11 +151,11 @@ def fold_checkpoint(
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 
 
-def _explained(error: BadAdapter, base: Path_, names: Collection[str]) -> LycFxError:
+def _explained(error: NotApplicable, base: Path_, names: Collection[str]) -> LycFxError:
     """The error, after what the base is that adapters cannot fit."""
     quantized = advice(base, names)
     if quantized is not None:
-        return Unsupported(f"{quantized}.\n{error}")
+        return Unsupported(f"{quantized}.\n{error.faults}")
     plain = [name for name in names if name.endswith(".weight") and not name.endswith(_FACTORS)]
     if any(name.endswith(_FACTORS) for name in names) and all(".lora" in name for name in plain):
         return BadAdapter(f"{base}: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT")

@@ -21,6 +21,14 @@ class BadModules(BadAdapter):
         self.sound = sound
 
 
+class NotApplicable(BadAdapter):
+    """Adapters do not fit a model; `faults` is the message without its advice."""
+
+    def __init__(self, faults: str, advice: str) -> None:
+        super().__init__(f"{faults}\n{advice}" if advice else faults)
+        self.faults = faults
+
+
 class CaptureError(LycFxError):
     """A model cannot be brought into the form of a captured program."""
 

@@ -1,7 +1,9 @@
 """Tiny models of transformers whose names in memory are not those of their checkpoints, or that have experts."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,21 @@ class Model:
 
 def text(config: Any, **more: Any) -> Any:
     return config(**{**TEXT, **more})
+
+
+def trained(model: nn.Module, folder: Path, **settings: Any) -> Any:
+    """PEFT's model, with random factors for what the settings target, saved."""
+    import peft
+
+    config = peft.LoraConfig(r=2, lora_alpha=3, **settings)
+    theirs = peft.get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) / 4)
+    theirs.save_pretrained(folder)
+    return theirs
 
 
 MODELS = {

@@ -79,7 +79,8 @@ def given_by(
 def _whole(part: Part, names: Names, weights: Mapping[str, Weight]) -> Iterator[tuple[Entry, str, int | None]]:
     """The entries of one set that are such tensors, with the tensor's name and the rows that the base has of it."""
     known = any(names.find(entry.module, entry.leaf) for entry in part.adapters.entries)
-    tops = {name.partition(".")[0] for name in weights}
+    others = [entry.module for entry in part.adapters.entries if not _saved(entry)]
+    tops = {name.partition(".")[0] for name in (*weights, *others)}  # a head stands beside all these, not in one
     for entry in filter(_saved, part.adapters.entries):
         assert isinstance(entry.adapter, Replace)
         shape, found = tuple(entry.adapter.value.shape), names.find(entry.module, entry.leaf)

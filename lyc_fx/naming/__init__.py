@@ -1,8 +1,9 @@
 """Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
 
-from lyc_fx.naming.bare import in_before_out, projections, projects
+from lyc_fx.naming.bare import projections, projects
 from lyc_fx.naming.components import COMPONENTS, PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
+from lyc_fx.naming.gated import in_before_out
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
 from lyc_fx.naming.scheme import Dialect

@@ -4,6 +4,7 @@ By `model_type` of config.json, and only of types whose checkpoints call somethi
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,14 +48,18 @@ TYPES = frozenset(each for types, _ in _KNOWN for each in types)
 def known_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
     """What the class calls the parameters, to the names that are stored; only those that differ.
 
-    Where a checkpoint has both names, neither is another's.
+    A name that is stored is that tensor's own, and one that two would have is none's.
     """
     rules = next((own for types, own in _KNOWN if config.get("model_type") in types), ())
-    every, found = set(stored), dict[str, str]()
-    for name in every:
-        other = name
-        for pattern, new in rules:
-            other = re.sub(pattern, new, other)
-        if other not in every:
-            found[other] = name
-    return found
+    every = list(stored)
+    others = {name: _renamed(name, rules) for name in every}
+    count = Counter(others.values())
+    return {
+        other: name for name, other in others.items() if other != name and count[other] == 1 and other not in others
+    }
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name

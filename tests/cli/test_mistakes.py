@@ -81,8 +81,8 @@ FILES: dict[str, Case] = {
         "Download or save it again.",
     ),
 }
-LOST_CONV = "  …/locon.safetensors: lycoris_block_0_conv: no such weight in the model\n"
-LOST_FC = "  …/locon.safetensors: lycoris_fc: no such weight in the model\n"
+LOST_CONV = "  …/locon.safetensors: lycoris_block_0_conv: no such weight in the model"
+LOST_FC = "  …/locon.safetensors: lycoris_fc: no such weight in the model"
 PACKED = (
     "  …/locon.safetensors: lycoris_fc: fc.weight is stored as torch.int32; adapters need a floating-point weight\n"
     + LOST_CONV
@@ -91,8 +91,7 @@ BASES: dict[str, Case] = {
     name: (
         fold(stored("q.safetensors", quantized(*names)), locon),
         f"…/q.safetensors: is quantized by {quantizer} ({names[0]}), {GONE}: {AGAIN}.\n2 adapters cannot be applied:\n"
-        + (PACKED if "fc.weight" in names else f"{LOST_CONV}{LOST_FC}")
-        + "None of the names is the model's: are these adapters for another model?",
+        + (PACKED if "fc.weight" in names else f"{LOST_CONV}\n{LOST_FC}"),
     )
     for name, quantizer, *names in (
         ("gptq", "GPTQ or AWQ", "fc.qweight", "fc.qzeros", "fc.scales"),

@@ -153,15 +153,19 @@ def test_heads_of_several_layers_and_of_other_names(task: str, kind: str, tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_an_embedding_under_its_name_in_memory_is_no_new_head(tmp_path: Path) -> None:
-    """Gemma 3's class has `model.language_model.embed_tokens`, its checkpoint `language_model.model.embed_tokens`."""
+def gemma3() -> Any:
+    """Its class has `model.language_model.embed_tokens`, its checkpoint `language_model.model.embed_tokens`."""
     text = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
                 num_key_value_heads=1, vocab_size=50, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
     sight = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28,
                  patch_size=14)  # fmt: skip
     torch.manual_seed(0)
     config = hf.Gemma3Config(text_config=text, vision_config=sight, mm_tokens_per_image=4, tie_word_embeddings=False)
-    base = hf.Gemma3ForConditionalGeneration(config).double().eval()
+    return hf.Gemma3ForConditionalGeneration(config).double().eval()
+
+
+def test_an_embedding_under_its_name_in_memory_is_no_new_head(tmp_path: Path) -> None:
+    base = gemma3()
     base.save_pretrained(tmp_path / "base")
     stored = set(load_file(tmp_path / "base" / "model.safetensors"))
     own = next(name for name in base.state_dict() if name.endswith("embed_tokens.weight"))
@@ -189,5 +193,19 @@ def test_a_saved_module_under_a_name_that_nothing_knows_is_no_new_head(tmp_path:
                "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.randn(16, 2)}  # fmt: skip
     adapters = lyc_fx.load({key: torch.randn(50, 16), **factors}, config={"peft_type": "LORA", "r": 2, "lora_alpha": 3})
     with pytest.raises(BadAdapter, match=r"model.language_model.embed_tokens"):
+        lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_module_within_what_is_adapted_is_no_new_head(tmp_path: Path) -> None:
+    """Nothing that is stored begins with `model.`, but the class's names do."""
+    gemma3().save_pretrained(tmp_path / "base")
+    assert not any(name.startswith("model.") for name in load_file(tmp_path / "base" / "model.safetensors"))
+    stem = "base_model.model.model.language_model"
+    factors = {f"{stem}.layers.0.self_attn.q_proj.lora_{n}.weight": f for n, f in
+               {"A": torch.randn(2, 16), "B": torch.randn(16, 2)}.items()}  # fmt: skip
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3}
+    adapters = lyc_fx.load({f"{stem}.embed_token.weight": torch.randn(50, 16), **factors}, config=config)
+    with pytest.raises(BadAdapter, match=r"model\.language_model\.embed_token: no such weight"):
         lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -132,3 +132,8 @@ def test_a_name_that_is_stored_stays_that_tensor_s() -> None:
     stored = ["language_model.model.x.weight", "model.language_model.x.weight", "lm_head.weight"]
     assert known_names(config, stored) == {}
     assert known_names({"model_type": "llama"}, ["vision_tower.x.weight"]) == {}
+
+
+def test_a_name_that_two_tensors_would_have_is_none_s() -> None:
+    stored = ["language_model.model.x.weight", "language_model.x.weight", "language_model.y.weight"]
+    assert known_names({"model_type": "llava"}, stored) == {"model.language_model.y.weight": "language_model.y.weight"}

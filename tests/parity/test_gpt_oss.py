@@ -1,8 +1,6 @@
 """Against PEFT's forward: GPT-OSS, whose experts are `(experts, in, out)` with in = out."""
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,58 +9,38 @@ from torch import nn
 import lyc_fx
 from lyc_fx.errors import BadAdapter
 
-peft = pytest.importorskip("peft")
-hf = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+hf = pytest.importorskip("transformers", "5")
+from transformers_zoo import IDS, Model, text, trained  # noqa: E402  # it imports the latter
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own warnings
 
-IDS = torch.tensor([[1, 7, 12, 4, 30]])
-
-
-def gpt_oss() -> Any:
-    torch.manual_seed(0)
-    config = hf.GptOssConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-                             num_key_value_heads=1, head_dim=8, num_local_experts=3, num_experts_per_tok=2,
-                             vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
-    model = hf.GptOssForCausalLM(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) / 4)
-    return model
-
-
-def trained(model: nn.Module, folder: Path, listed: list[str]) -> Any:
-    settings: dict[str, Any] = {"target_modules": ["q_proj"], "target_parameters": listed}
-    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, lora_alpha=3, **settings)).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "lora" in name:
-                parameter.copy_(torch.randn_like(parameter) / 3)
-    theirs.save_pretrained(folder)
-    return theirs
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS, use_cache=False).logits
+GPT_OSS = Model(
+    lambda: hf.GptOssForCausalLM(
+        text(hf.GptOssConfig, head_dim=8, intermediate_size=16, num_local_experts=3, num_experts_per_tok=2)
+    ),
+    {"input_ids": IDS},
+    ("", ""),
+)
 
 
 @pytest.mark.parametrize(
     "listed", [["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], ["mlp.experts.down_proj"]], ids=["both", "down"]
 )
 def test_square_experts(listed: list[str], tmp_path: Path) -> None:
-    model = gpt_oss()
-    theirs = trained(model, tmp_path / "adapter", listed)
+    model = GPT_OSS.build()
+    down = model.model.layers[0].mlp.experts.down_proj
+    assert down.shape[1] == down.shape[2]
+    theirs = trained(model, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=listed)
     model.save_pretrained(tmp_path / "base")
-    adapters, wanted = lyc_fx.load(tmp_path / "adapter"), logits(theirs)
-    assert (wanted - logits(model)).abs().max() > 1e-2 * wanted.abs().max()
-    live = copy.deepcopy(model)
-    report = lyc_fx.merge(live, adapters)
-    assert sum("experts" in row.target for row in report.applied) == 2 * len(listed)
-    torch.testing.assert_close(logits(live), wanted, rtol=1e-4, atol=1e-4)
-    lyc_fx.fold_checkpoint(tmp_path / "base", adapters, tmp_path / "out")
-    folded = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    torch.testing.assert_close(logits(folded), wanted, rtol=1e-4, atol=1e-4)
+    wanted, before = GPT_OSS.logits(theirs), GPT_OSS.logits(model)
+    lyc_fx.fold_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    report = lyc_fx.merge(model, tmp_path / "adapter")
+    assert sum("experts" in row.target for row in report.applied) == len(model.model.layers) * len(listed)
+    folded = type(model).from_pretrained(tmp_path / "out", dtype=torch.float64, experts_implementation="eager").eval()
+    for each in (model, folded):
+        torch.testing.assert_close(GPT_OSS.logits(each), wanted, rtol=1e-9, atol=1e-9)
+    assert (wanted - before).abs().max() > 1e-3
 
 
 class Square(nn.Module):

@@ -3,34 +3,20 @@ live class: names differ in transformers 5, and experts are fused."""
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
 
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers", "5")
-from transformers_zoo import MODELS, Model  # noqa: E402  # it imports the latter
+from transformers_zoo import MODELS, Model, trained  # noqa: E402  # it imports the latter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own warnings
 STRENGTH = 0.7
-
-
-def trained(model: nn.Module, folder: Path) -> Any:
-    """PEFT's model, with random factors for every linear layer and expert, saved."""
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules="all-linear")
-    theirs = peft.get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) / 4)
-    theirs.save_pretrained(folder)
-    return theirs
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -39,7 +25,7 @@ def test_trained_in_memory(name: str, tmp_path: Path) -> None:
     case = MODELS[name]
     model = case.build()
     model.save_pretrained(tmp_path / "base")
-    theirs = trained(model, tmp_path / "adapter")
+    theirs = trained(model, tmp_path / "adapter", target_modules="all-linear")
     wanted, before = case.logits(theirs), case.logits(model)
     report = lyc_fx.fold_checkpoint(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     folded = type(model).from_pretrained(tmp_path / "out", dtype=torch.float64, experts_implementation="eager").eval()
