@@ -17,6 +17,7 @@ from lyc_fx.experts import rearranged
 from lyc_fx.families import Adapter, Change, Effect
 from lyc_fx.families.blocks import BLOCK
 from lyc_fx.fitting import Weight, placed
+from lyc_fx.named import names_for
 from lyc_fx.naming import Names, Piece, Rows
 from lyc_fx.report import Applied, Report, Unused
 from lyc_fx.stack import Stack
@@ -146,7 +147,7 @@ def bind(
     """
     shapes = {name: weight.logical for name, weight in weights.items()}
     every = [entry for part in stack.parts for entry in part.adapters.entries]
-    names, lost_some = names_for(every, shapes, aliases, elsewhere)
+    names = names_for(every, shapes, aliases, elsewhere)
     components = _components(stack.components, names)
     targets: dict[str, list[Bound]] = defaultdict(list)
     applied: list[Applied] = []
@@ -158,7 +159,7 @@ def bind(
         adapters = part.adapters
         refused += [Unused(key, adapters.source, "no format reads this key") for key in adapters.unread]
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
-        for entry in rearranged(adapters.entries, names, weights) if lost_some else adapters.entries:
+        for entry in rearranged(adapters.entries, names, weights):
             if entry.unread and not strict:
                 why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: it is left out as a whole"
                 refused += [Unused(key, adapters.source, why) for key in entry.keys]
@@ -203,20 +204,6 @@ def bind(
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)
     return Binding({n: tuple(b) for n, b in targets.items()}, report, stack.sequential, stack.allow_nonfinite)
-
-
-def names_for(
-    entries: Iterable[Entry],
-    shapes: Mapping[str, tuple[int, ...]],
-    aliases: Mapping[str, str] = MappingProxyType({}),
-    elsewhere: Callable[[], Mapping[str, str]] = dict,
-) -> tuple[Names, bool]:
-    """The names of a model's parameters, and whether some entry finds none without those of `elsewhere`."""
-    names = Names(shapes, aliases)
-    lost_some = any(not names.find(entry.module, entry.leaf) for entry in entries)
-    if lost_some and (more := elsewhere()):
-        names = Names(shapes, {**more, **aliases})
-    return names, lost_some
 
 
 def _components(asked: Sequence[str], names: Names) -> Sequence[str | None]:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.binding import names_for
 from lyc_fx.chosen import Adapters, chosen
 from lyc_fx.errors import BadAdapter
 from lyc_fx.experts import rearranged
 from lyc_fx.fitting import Weight, placed
 from lyc_fx.folding.base import based
 from lyc_fx.folding.given import Given, given_by
+from lyc_fx.named import names_for
 from lyc_fx.naming import Names, Piece
 from lyc_fx.report import table
 from lyc_fx.shapes import Like, Shapes, other_names_of, shapes_of
@@ -109,13 +109,13 @@ def coverage(adapters: Adapters, model: Like) -> Coverage:
     shapes = shapes_of(model)
     shapes |= {name: each.shape for name, each in _given(sets, model, shapes, elsewhere).items()}
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
-    names, lost = names_for([entry for each in sets for entry in each.entries], shapes, elsewhere=elsewhere)
+    names = names_for([entry for each in sets for entry in each.entries], shapes, elsewhere=elsewhere)
     keys: list[Key] = []
     changed: dict[str, dict[str, None]] = defaultdict(dict)
     for each in sets:
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
         found: dict[str, Key] = {}
-        for entry in rearranged(each.entries, names, weights) if lost else each.entries:
+        for entry in rearranged(each.entries, names, weights):
             pieces, why = _pieces(entry, names, weights, taken)
             for key in entry.keys:  # that of experts in one tensor is of several entries
                 before = found[key].targets if key in found else ()

@@ -34,6 +34,8 @@ _APART = re.compile(rf"(.*?)({'|'.join(map(re.escape, _OWNERS))})\.(\d+)\.(gate_
 def rearranged(entries: Sequence[Entry], names: Names, weights: Mapping[str, Weight]) -> list[Entry]:
     """The entries, where those of experts that find no weight have the form in which the model has these."""
     lost = {id(entry) for entry in entries if not names.find(entry.module, entry.leaf)}
+    if not lost:
+        return list(entries)
     kept: list[Entry] = []
     for entry in entries:
         kept += (_apart(entry, names, weights) or [entry]) if id(entry) in lost else [entry]

@@ -36,6 +36,7 @@ MAY: dict[str, set[str]] = {
     "stack": {"adapters", "chosen", "errors", "families"},
     "fitting": {"adapters", "errors", "families", "naming"},
     "architecture": set(),
+    "named": {"adapters", "naming"},
     "unmatched": {"adapters", "architecture", "errors", "naming"},
     "twins": {"families", "fitting", "naming"},
     "allocator": set(),  # of the process, so that only the command line may touch it
@@ -48,6 +49,7 @@ MAY: dict[str, set[str]] = {
         "errors",
         "families",
         "fitting",
+        "named",
         "naming",
         "report",
         "stack",
@@ -57,7 +59,6 @@ MAY: dict[str, set[str]] = {
     "formats": {"adapters", "errors", "families", "files", "formats", "outputs"},
     "convert": {
         "adapters",
-        "binding",
         "chosen",
         "convert",
         "errors",
@@ -65,6 +66,7 @@ MAY: dict[str, set[str]] = {
         "families",
         "fitting",
         "formats",
+        "named",
         "naming",
         "outputs",
         "shapes",
@@ -72,12 +74,12 @@ MAY: dict[str, set[str]] = {
     "shapes": {"conv1d", "fitting", "folding", "naming", "orientation"},
     "coverage": {
         "adapters",
-        "binding",
         "chosen",
         "errors",
         "experts",
         "fitting",
         "folding",
+        "named",
         "naming",
         "report",
         "shapes",
@@ -108,7 +110,8 @@ MAY: dict[str, set[str]] = {
     "stores": {"errors", "files", "formats"},
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
-    "folding": LOW | {"adapters", "naming", "outputs", "binding", "families", "fitting", "folding", "formats", "stack"},
+    "folding": LOW
+    | {"adapters", "named", "naming", "outputs", "binding", "families", "fitting", "folding", "formats", "stack"},
     "checkpoint": LOW | {"binding", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
 }
 

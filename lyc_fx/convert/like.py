@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.binding import names_for
 from lyc_fx.errors import BadAdapter
 from lyc_fx.experts import rearranged
 from lyc_fx.fitting import Weight
+from lyc_fx.named import names_for
 from lyc_fx.naming import PREFIXES, Names, Target
 from lyc_fx.naming.names import module_of
 from lyc_fx.shapes import Like, Shapes, other_names_of
@@ -45,9 +45,7 @@ def known_by(adapters: AdapterSet, shapes: Shapes, like: Like) -> AdapterSet:
 
     What has other names in the class than on disk is named as in `shapes`; experts are split, or fused.
     """
-    names, lost = names_for(adapters.entries, shapes, elsewhere=partial(other_names_of, like))
-    if not lost:
-        return adapters
+    names = names_for(adapters.entries, shapes, elsewhere=partial(other_names_of, like))
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
     own = Names(shapes)
     found = (_named(entry, own, names) for entry in rearranged(adapters.entries, names, weights))

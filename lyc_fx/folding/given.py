@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import Entry
-from lyc_fx.binding import Binding, names_for
+from lyc_fx.binding import Binding
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import merged
 from lyc_fx.families.replace import Replace
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
+from lyc_fx.named import names_for
 from lyc_fx.naming import Names
 from lyc_fx.stack import Part, Stack
 
@@ -61,7 +62,7 @@ def given_by(
     if not source.folder or not any(each.name == "config.json" for each in source.carried):
         return found
     saved = [entry for part in stack.parts for entry in part.adapters.entries if _saved(entry)]
-    names, _ = names_for(saved, {name: weight.logical for name, weight in weights.items()}, elsewhere=elsewhere)
+    names = names_for(saved, {name: weight.logical for name, weight in weights.items()}, elsewhere=elsewhere)
     common = next((w.dtype for w in weights.values() if w.dtype.is_floating_point), torch.float32)
     for part in stack.parts:
         for entry, name, rows in _whole(part, names, weights):
