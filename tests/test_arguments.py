@@ -140,5 +140,7 @@ def test_reprs_are_one_line(files: tuple[Path, Path]) -> None:
     assert repr(adapters) == f"<AdapterSet {files[0]}: 1 locon>"
     assert repr(AdapterSet(())) == "<AdapterSet <tensors>: empty>"
     assert repr(report) == "<Report: 1 adapter on 1 weight, 0 keys unused, 0 notes>"
+    made = lyc_fx.convert(factors(0), "peft", like=model())
+    assert repr(made) == "<Conversion: 1 module, 0 not carried over as they are>"
     assert repr(lyc_fx.coverage(adapters, net)) == "<Coverage: 1 of 2 weights adapted; 3 of 3 keys used>"
     assert repr(live) == "<Live Sequential: 1 weights adapted>"

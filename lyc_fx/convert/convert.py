@@ -34,6 +34,11 @@ class Conversion:
     """One, under the empty name; or for PEFT, whose adapters are each of one model, those of a pipeline's components"""
     modules: tuple[Made, ...]
 
+    def __repr__(self) -> str:
+        changed = sum(bool(each.how) for each in self.modules)
+        parts = f" in {', '.join(self.parts)}" if len(self.parts) > 1 else ""
+        return f"<Conversion: {counted(len(self.modules), 'module')}{parts}, {changed} not carried over as they are>"
+
     @property
     def contents(self) -> Contents:
         """The only part. Raises Unsupported where there are several."""
