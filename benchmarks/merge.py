@@ -1,6 +1,6 @@
 """`lyc_fx.merge` against LyCORIS's own `merge_to`: the same layers, the same adapters, in one process.
 
-    python benchmarks/merge.py [--small] [--algorithms locon loha lokr] [--rounds 3]
+    python benchmarks/merge.py [--small] [--algorithms locon loha lokr] [--rounds 3] [--device cuda]
 
 Layers in the shapes of SDXL's UNet, in bfloat16; adapters are made and saved by LyCORIS. lyc-fx computes in float64
 and rounds once; `merge_to` computes in bfloat16, and `merge_to(precise=True)` in float64 (a dash where it fails).
@@ -47,15 +47,18 @@ def layers(small: bool) -> nn.Sequential:
 def timed(what: Callable[[], object]) -> float:
     started = time.perf_counter()
     what()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def measure(name: str, small: bool, rounds: int, folder: Path) -> dict[str, object]:
+def measure(name: str, small: bool, rounds: int, device: str, folder: Path) -> dict[str, object]:
     """One row of the table."""
     import lycoris
 
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
-    model = layers(small)
+    with torch.device(device):
+        model, target = layers(small), layers(small)
     count = sum(layer.weight.numel() for layer in model)  # type: ignore[union-attr, operator, misc]
     lycoris.LycorisNetwork.apply_preset({"target_name": [".*"], "target_module": []})
     network = lycoris.create_lycoris(model, 1.0, algo=name, **ALGORITHMS[name])
@@ -65,10 +68,9 @@ def measure(name: str, small: bool, rounds: int, folder: Path) -> dict[str, obje
             if not key.endswith("alpha"):
                 parameter.normal_(0, 0.02)
     network.save_weights(str(folder / "adapter.safetensors"), torch.bfloat16, {})
-    network.to(torch.bfloat16)
+    network.to(device, torch.bfloat16)
     adapters = lyc_fx.load(folder / "adapter.safetensors")
     ours, theirs, precise = [], [], []
-    target = layers(small)
     for _ in range(rounds):
         ours.append(timed(lambda: lyc_fx.merge(target, adapters)))
         theirs.append(timed(lambda: network.merge_to(1.0)))
@@ -94,11 +96,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few layers, in seconds")
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(name, chosen.small, chosen.rounds, Path(folder)) for name in chosen.algorithms]
+        rows = [measure(name, chosen.small, chosen.rounds, chosen.device, Path(folder)) for name in chosen.algorithms]
+    print(torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU", f"torch {torch.__version__}")
     print("\n".join(table(rows)))
 
 

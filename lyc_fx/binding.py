@@ -97,8 +97,8 @@ class Binding:
             effect.refuse(target, out.dtype, out.numel(), allow_nonfinite=self.allow_nonfinite)
             effects[target] = effect
 
-        if len(rows) == 1 and weight.numel() > BLOCK:
-            run = at_once  # with all of torch's threads for the one block
+        if out.device.type != "cpu" or (len(rows) == 1 and weight.numel() > BLOCK):
+            run = at_once  # on a GPU threads wait for each other; else with all of torch's for the one block
         run(solved, rows, done)
 
     def finished(self, effects: Mapping[str, Effect], notes: Sequence[str]) -> Report:

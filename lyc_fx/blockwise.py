@@ -42,7 +42,7 @@ def merging(
     shape = tuple(weight.shape)[::-1] if transposed else tuple(weight.shape)
     base, target = (weight.t(), out.t()) if transposed else (weight, out)
     ready = [prepared(change, sums_dtype(compute, out.device)) for change in stack]
-    cut = row_blocks(shape, ready)
+    cut = row_blocks(shape, ready, out.device)
 
     def block(rows: Rows) -> Effect:
         whole = len(cut) == 1  # also of a weight without dimensions

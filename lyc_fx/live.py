@@ -40,11 +40,11 @@ def merge(
 
     The same formula, in the same precision, as on the other roads (`families.merged`; `compute` asks for another
     dtype than float64). Everything is checked before anything is changed, and where a merge fails all the same
-    (or is interrupted) the model is as it was, to the bit: until the end, a copy of each changed weight is kept on
-    the CPU. Besides these copies, a merge needs memory for some blocks of a weight (all of it under T-LoRA, whose
-    singular vectors are those of the whole). A weight that shares memory with another one gets its own, and the
-    report says so, and how much each weight changed. Adapters, strengths, `convention` and `sequential` are as in
-    `splice`.
+    (or is interrupted) the model is as it was, to the bit: until the end, a copy of each changed weight is kept (on
+    the CPU; a GPU's where it lies, as long as half of that memory is free). Besides these copies, a merge needs
+    memory for some blocks of a weight (all of it under T-LoRA, whose singular vectors are those of the whole). A
+    weight that shares memory with another one gets its own, and the report says so, and how much each weight changed.
+    Adapters, strengths, `convention` and `sequential` are as in `splice`.
 
     `component` says which is meant of a pipeline's components that have the same names, such as `transformer` and
     `transformer_2` of Wan 2.2 (or several of them); without it the first, and the report says so.

@@ -128,8 +128,12 @@ def _unless_shared(slot: Slot, name: str, parts: Sequence[Tensor], memory: Mappi
     return replace(slot, write=refuse)
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    """A copy where there is most room: the accelerator may have none."""
+def apart(tensor: Tensor) -> Tensor:
+    """A copy: where the tensor lies, or on the CPU where less than half of a GPU's memory would stay free."""
+    if tensor.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(tensor.device)
+        if free - tensor.nbytes > total // 2:
+            return tensor.detach().clone()
     return tensor.detach().to("cpu", copy=True)
 
 
@@ -209,7 +213,7 @@ def _filled(fill: Fill, old: Tensor) -> Tensor:
     return value
 
 
-def preserved(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = on_cpu) -> None:
+def preserved(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = apart) -> None:
     """Put on the stack what gives a tensor its values back, from a copy."""
     undo.callback(overwrite, tensor, keep(tensor))
 

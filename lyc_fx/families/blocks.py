@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from math import prod
 
+import torch
+
 from lyc_fx.families.merged import Change
 from lyc_fx.families.shapes import Shape
 
@@ -11,14 +13,17 @@ BLOCK = 1 << 19
 """Elements of a block: a constant, so that results do not depend on memory or threads."""
 WIDE = 1 << 21
 """Elements of a piece of columns. Larger than a block: what OFT solves for its rotations is solved for each"""
+ON_GPU = 16
+"""Times as large are both on a GPU, where launching its kernels takes the time"""
+CPU = torch.device("cpu")
 Rows = tuple[int, int]
 
 
-def row_blocks(shape: Shape, stack: Sequence[Change]) -> list[Rows]:
+def row_blocks(shape: Shape, stack: Sequence[Change], device: torch.device = CPU) -> list[Rows]:
     """The blocks of a weight of this shape `(out, in, *kernel)`; a single one where its rows depend on each other."""
     height = shape[0] if shape else 1
     whole = [(0, height)]
-    at_most = max(1, BLOCK // max(1, prod(shape[1:])))
+    at_most = max(1, BLOCK * _times(device) // max(1, prod(shape[1:])))
     if height <= at_most:
         return whole
     bounds = sorted({0, height, *(bound for change in stack for bound in change.rows or ())})
@@ -46,17 +51,17 @@ def on_rows(stack: Sequence[Change], start: int, stop: int, shape: Shape) -> lis
     return found
 
 
-def pieces(shape: Shape, stack: Sequence[Change]) -> list[tuple[int, Rows]]:
+def pieces(shape: Shape, stack: Sequence[Change], device: torch.device = CPU) -> list[tuple[int, Rows]]:
     """The parts, each with the dimension along which it is cut, of a weight that is in memory as a whole.
 
     Where rows depend on each other, columns (dimension 1) may not.
     """
-    rows = row_blocks(shape, stack)
-    if len(rows) > 1 or prod(shape) <= WIDE or len(shape) < 2 or any(change.rows for change in stack):
+    rows, wide = row_blocks(shape, stack, device), WIDE * _times(device)
+    if len(rows) > 1 or prod(shape) <= wide or len(shape) < 2 or any(change.rows for change in stack):
         return [(0, each) for each in rows]
     if any(change.adapter.columns(0, 1, shape) is None for change in stack):
         return [(0, each) for each in rows]
-    return [(1, each) for each in _cut(0, shape[1], max(1, WIDE // (shape[0] * prod(shape[2:]))))]
+    return [(1, each) for each in _cut(0, shape[1], max(1, wide // (shape[0] * prod(shape[2:]))))]
 
 
 def largest_piece(shape: Shape, stack: Sequence[Change]) -> int:
@@ -69,6 +74,10 @@ def on_columns(stack: Sequence[Change], start: int, stop: int, shape: Shape) -> 
     """The changes of some columns alone."""
     cut = [change.adapter.columns(start, stop, shape) for change in stack]
     return [Change(adapter, change.strength) for adapter, change in zip(cut, stack, strict=True) if adapter]
+
+
+def _times(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else ON_GPU
 
 
 def _step(start: int, stop: int, shape: Shape, stack: Sequence[Change], at_most: int) -> int | None:

@@ -33,7 +33,7 @@ def merged_rows(
     Many rows are computed piece by piece, where the adapters can be cut. `stored` is the dtype that `out` is rounded
     to later, where that is another.
     """
-    cut = pieces(rows.shape, stack)
+    cut = pieces(rows.shape, stack, rows.device)
     if len(cut) > 1:
         for dim, (start, stop) in cut:
             part = (on_columns if dim else on_rows)(stack, start, stop, rows.shape)
