@@ -53,5 +53,6 @@ with torch.no_grad():
         ("none", none, []),
     ):
         reference = deepcopy(model)
-        lyc_fx.merge(reference, stack)
+        if stack:
+            lyc_fx.merge(reference, stack)
         print(f"{name}: differs from the merged model by {(output - reference(x)).abs().max():.1e}")

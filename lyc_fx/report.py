@@ -91,9 +91,11 @@ class Report:
 
     @property
     def nothing_changed(self) -> str | None:
-        """Why no bit of any weight is another one, although adapters were given; None where that is not so."""
-        if len(self.unchanged) < len(self.changes) or not (self.applied or self.refused):
+        """Why no bit of any weight is another one; None where that is not so, or nothing was merged yet."""
+        if len(self.unchanged) < len(self.changes) or (self.applied and not self.changes):
             return None
+        if not (self.applied or self.refused):
+            return "no weight changed: there is no adapter to apply"
         if not self.applied:
             return f"no weight changed: no adapter found one, and {counted(len(self.refused), 'key')} had no effect"
         idle = all(row.strength == 0 for row in self.applied)

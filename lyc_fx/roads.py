@@ -1,13 +1,15 @@
 """The graph road in three verbs: splice, lower, fold."""
 
+import warnings
+
 from torch.fx import GraphModule
 
 from lyc_fx import pipeline
 from lyc_fx.errors import WrongArgument
 from lyc_fx.families import Convention
 from lyc_fx.plan import Plan
-from lyc_fx.program import captured, facts
-from lyc_fx.report import Report
+from lyc_fx.program import captured, facts, history
+from lyc_fx.report import NothingChanged, Report
 from lyc_fx.stack import Adapters, Blocks, stacked
 
 
@@ -36,10 +38,16 @@ def splice(
     filling it with another value changes the program without a recompile. At strength 0 nothing is inserted.
 
     Raises BadAdapter, listing every adapter that finds no weight or does not fit; with `strict=False` those
-    without a weight become entries of `lyc_fx.report(result)`.
+    without a weight become entries of `lyc_fx.report(result)`. Warns with NothingChanged where nothing was inserted.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
-    return pipeline.run(gm, pipeline.find("splice", stack=stack, strict=strict))
+    adapted = pipeline.run(gm, pipeline.find("splice", stack=stack, strict=strict))
+    if not history(adapted)[-1].fired:
+        given = report(adapted)
+        idle = "the strength is 0, or the program reads none of the adapted weights" if given.applied else None
+        why = idle or given.nothing_changed
+        warnings.warn(f"nothing was spliced in: {why}", NothingChanged, stacklevel=2)
+    return adapted
 
 
 def lower(adapted: GraphModule, plan: Plan | None = None, *, check: bool = False) -> GraphModule:

@@ -96,6 +96,21 @@ def test_it_is_said_where_nothing_changed(
     assert set(report.unchanged) == set(report.changes) != set()
 
 
+@pytest.mark.parametrize("road", [merging, on_disk])
+def test_no_adapter_is_said(road: Road, tmp_path: Path) -> None:
+    with pytest.warns(NothingChanged, match="there is no adapter to apply"):
+        road(net(), [], 1.0, tmp_path)
+
+
+@pytest.mark.parametrize(("adapters", "strength", "why"), [([], 1.0, "no adapter"), (factors(), 0.0, "strength is 0")])
+def test_a_splice_of_nothing_is_said(adapters: AdapterSet, strength: float, why: str) -> None:
+    program = lyc_fx.capture(net(), (torch.randn(2, 6).double(),))
+    with pytest.warns(NothingChanged, match=why):
+        adapted = lyc_fx.splice(program, adapters, strength)
+    assert lyc_fx.show(adapted) == lyc_fx.show(program)
+    assert lyc_fx.report(lyc_fx.splice(program, factors(), 0.7)).nothing_changed is None
+
+
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_base_that_is_not_finite_is_refused(road: Road, value: float, tmp_path: Path) -> None:

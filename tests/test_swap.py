@@ -20,6 +20,9 @@ from lyc_fx.families import FAMILIES, Adapter, blocks
 FAMILY = {family.name: family for family in FAMILIES}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # a merge of {} is among the choices
+
+
 def net(dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     torch.manual_seed(0)
     return nn.ModuleDict({name: nn.Linear(8, 8) for name in "abc"}).to(dtype).eval()

@@ -1,14 +1,17 @@
 """Projections that one model has fused and another apart, wherever they stand.
 
-Where the model is the fused one, its rows are taken to be equal parts; an adapter for other parts does not fit, and
-is refused.
+Where the model is the fused one, its rows are those of queries, as many as attention's output has inputs, and keys and
+values in equal parts; without such an output beside it, all parts are equal, and an adapter for others is refused.
 """
 
 from lyc_fx.naming.scheme import Dialect, Rule, Scheme, rule
 
+_OUTPUTS = ("o_proj", "out_proj", "to_out.0", "to_out", "out", "proj")
+
 
 def _fused(whole: str, *members: str) -> Rule:
-    return rule(whole, *members, dialect=Dialect.spelling)
+    queries = len(members) == 3 and "q" in members[0]
+    return rule(whole, *members, dialect=Dialect.spelling, readers=_OUTPUTS if queries else ())
 
 
 FUSED = Scheme(

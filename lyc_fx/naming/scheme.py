@@ -43,13 +43,20 @@ class Rule:
     """Rows of all parts but the last in units of the module's inputs (`linear1` of Flux); else all have as many"""
     dialect: Dialect = Dialect.diffusers
     """Whose names those on the right are"""
+    readers: tuple[str, ...] = ()
+    """Modules beside the original, of which the one that is there has as many inputs as the first part has rows; the
+    other parts are equal. (Attention's output says how many rows queries have, where keys and values have fewer.)"""
 
-    def sizes(self, shape: Sequence[int], columns: int | None) -> list[int] | None:
-        """Rows of each part of the original's parameter; None where it does not split so."""
+    def sizes(self, shape: Sequence[int], columns: int | None, read: int | None = None) -> list[int] | None:
+        """Rows of each part of the original's parameter, of a module with `columns` inputs, beside one of the `readers`
+        that has `read`; None where it does not split so."""
         count, rows = len(self.diffusers), shape[0]
         if self.inner:
             first = [] if columns is None else [unit * columns for unit in self.inner]
             return None if not first or sum(first) >= rows else [*first, rows - sum(first)]
+        if read is not None and count > 1:
+            rest, over = divmod(rows - read, count - 1)
+            return None if rest <= 0 or over else [read] + [rest] * (count - 1)
         return None if rows % count else [rows // count] * count
 
 
@@ -59,9 +66,10 @@ def rule(
     continuous: bool = False,
     inner: tuple[int, ...] = (),
     dialect: Dialect = Dialect.diffusers,
+    readers: tuple[str, ...] = (),
 ) -> Rule:
     """A row of a scheme's table."""
-    return Rule(original, diffusers, continuous, inner, dialect)
+    return Rule(original, diffusers, continuous, inner, dialect, readers)
 
 
 @final
@@ -143,7 +151,9 @@ def _split(
     if len(names) == 1:
         yield each.dialect, names[0], _turned(each, parameter, shapes, columns)
         return
-    sizes = each.sizes(shapes[parameter], columns)
+    beside = parameter.rpartition(".")[0].rpartition(".")[0]
+    read = next((n for name in each.readers if (n := _columns(shapes, f"{beside}.{name}")) is not None), None)
+    sizes = each.sizes(shapes[parameter], columns, read)
     for name, pieces in zip(names, parts(parameter, sizes), strict=True) if sizes else ():
         if name:
             yield each.dialect, name, pieces

@@ -1,14 +1,17 @@
 """Fused projections beside their members, and those that are interleaved."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
+from lyc_fx.report import NothingChanged
 
 diffusers = pytest.importorskip("diffusers")
 STRENGTH = 0.7
@@ -117,7 +120,8 @@ def test_a_program_that_reads_no_adapted_weight_is_an_error() -> None:
     program.add_module("to_v", nn.Linear(6, 8).double())
     with pytest.raises(BadAdapter, match=r"does not read 2 of the 2 adapted weights.*to_k\.weight, to_v\.weight"):
         lyc_fx.splice(program, adapters, STRENGTH)
-    report = lyc_fx.report(lyc_fx.splice(program, adapters, STRENGTH, strict=False))
+    with pytest.warns(NothingChanged, match="reads none of the adapted weights"):
+        report = lyc_fx.report(lyc_fx.splice(program, adapters, STRENGTH, strict=False))
     assert len(report.notes) == 2 and "is not read by the captured graph" in report.notes[0]
 
 
@@ -132,3 +136,40 @@ def test_interleaved_rows_are_never_taken_for_thirds() -> None:
             lyc_fx.merge(model, lyc_fx.load(factors(**dict.fromkeys(names, (16, 16)))), STRENGTH)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     lyc_fx.merge(model, lyc_fx.load(factors(**{f"{owner}.query_key_value": (48, 16)})), STRENGTH)
+
+
+def grouped() -> nn.Module:
+    """Phi-3 with four heads of queries and two of keys and values, and a head's width that is not the model's."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=14, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=6, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    return hf.Phi3ForCausalLM(hf.Phi3Config(**sizes)).double().eval()
+
+
+def test_grouped_queries_have_more_rows_than_keys(tmp_path: Path) -> None:
+    owner = "model.layers.0.self_attn"
+    rows = {"q_proj": (0, 24), "k_proj": (24, 36), "v_proj": (36, 48)}
+    stored = factors(**{f"{owner}.{name}": (last - first, 14) for name, (first, last) in rows.items()})
+    model, name = grouped(), f"{owner}.qkv_proj.weight"
+    wanted = model.state_dict()[name].clone()
+    for part, at in rows.items():
+        up, down = (stored[f"{owner}.{part}.lora_{side}.weight"] for side in ("up", "down"))
+        wanted[slice(*at)] += STRENGTH * 1.5 * up @ down
+    save_file({k: t.contiguous() for k, t in model.state_dict().items()}, tmp_path / "base.safetensors")
+    adapters = lyc_fx.load(stored)
+    lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", adapters, tmp_path / "out.safetensors", STRENGTH)
+    program = lyc_fx.capture(model, (), {"input_ids": torch.tensor([[1, 4, 2]]), "use_cache": False})
+    folded = lyc_fx.fold(lyc_fx.splice(program, adapters, STRENGTH), check=True)
+    lyc_fx.merge(model, adapters, STRENGTH)
+    for found in (load_file(tmp_path / "out.safetensors"), folded.state_dict(), model.state_dict()):
+        torch.testing.assert_close(found[name], wanted, rtol=1e-12, atol=1e-12)
+        assert torch.equal(found[name], model.state_dict()[name])
+
+
+def test_parts_that_are_not_those_of_attention_are_refused() -> None:
+    model = nn.ModuleDict({"attn": nn.ModuleDict({"qkv_proj": nn.Linear(6, 20), "o_proj": nn.Linear(20, 6)})})
+    before = copy.deepcopy(model.state_dict())
+    for out in (20, 10, 5):
+        with pytest.raises(BadAdapter):
+            lyc_fx.merge(model, lyc_fx.load(factors(**{"attn.q_proj": (out, 6)})), STRENGTH)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

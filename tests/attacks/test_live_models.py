@@ -16,6 +16,7 @@ from lyc_fx import blockwise
 from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
 from lyc_fx.families import Adapter
 from lyc_fx.families.locon import LoCon
+from lyc_fx.report import NothingChanged
 
 
 class Two(nn.Module):
@@ -231,7 +232,8 @@ def test_training_a_program_leaves_the_adapter_set_alone() -> None:
 def test_an_empty_set_is_no_silent_success() -> None:
     with pytest.raises(BadAdapter, match="the set is empty"):
         lyc_fx.merge(two(), BOTH.select("misspelt_*"))
-    assert lyc_fx.merge(two(), BOTH.select("misspelt_*"), strict=False).applied == ()
+    with pytest.warns(NothingChanged, match="there is no adapter to apply"):
+        assert lyc_fx.merge(two(), BOTH.select("misspelt_*"), strict=False).applied == ()
 
 
 def test_a_module_is_no_program() -> None:

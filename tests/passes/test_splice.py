@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import lyc_fx
 from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.families import FAMILIES, Adapter
+from lyc_fx.report import NothingChanged
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 LINEAR = CASES[0]
@@ -70,7 +71,8 @@ def test_inputs_are_not_changed_and_tensors_are_shared() -> None:
 
 def test_strength_zero_inserts_nothing() -> None:
     program = lyc_fx.capture(LINEAR.net(), (LINEAR.x(),))
-    adapted = lyc_fx.splice(program, one(plain((15, 6))), 0.0)
+    with pytest.warns(NothingChanged, match="strength is 0"):
+        adapted = lyc_fx.splice(program, one(plain((15, 6))), 0.0)
     assert lyc_fx.history(adapted)[-1].fired == 0
     assert lyc_fx.show(adapted) == lyc_fx.show(program)
     assert sorted(adapted.state_dict()) == sorted(program.state_dict())
