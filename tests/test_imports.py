@@ -14,7 +14,7 @@ MAY: dict[str, set[str]] = {
     "errors": set(),
     "report": {"errors", "naming"},
     "program": {"errors", "report"},
-    "layers": {"conv1d", "program"},
+    "layers": {"conv1d", "layers", "program", "rewrite"},
     "symbolic": set(),
     "show": {"errors"},
     "conv1d": {"naming"},
