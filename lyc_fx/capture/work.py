@@ -27,7 +27,7 @@ def _multiplications(gm: GraphModule) -> int:
     for graph in graphs(gm):
         for site in sites(graph):
             weight, output = site.weight.meta.get("val"), site.node.meta.get("val")
-            if isinstance(weight, Tensor) and isinstance(output, Tensor):
+            if not site.kind.looks_up and isinstance(weight, Tensor) and isinstance(output, Tensor):
                 channels = _captured(weight.shape[site.kind.x_first(site.node)])
                 found += prod(map(_captured, (*weight.shape, *output.shape))) // max(1, channels)
     return found

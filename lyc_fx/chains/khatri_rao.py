@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from lyc_fx.chains import low_rank, tucker
-from lyc_fx.chains.layer import Layer
+from lyc_fx.chains.layer import Factor, Layer
 from lyc_fx.chains.parts import CONVS, DEEPEST, Viewed, matrix, shape, term
 from lyc_fx.rewrite import Bindings, Miss, Op, Var
 
@@ -30,7 +30,11 @@ _TUCKER = Op(aten.mul.Tensor, tucker.product("1"), tucker.product("2"))
 def _chain(layer: Layer, m: Bindings) -> Node | Miss:
     out, columns = layer.shape[0], prod(layer.shape[1:])
     if any(shape(m[f"left{side}"])[0] != out for side in (1, 2)):
-        return Miss("the factors' rows are not the layer's outputs", DEEPEST)
+        return Miss("the factors' rows are not those of the weight", DEEPEST)
+    if layer.looks_up:  # the rows of a product are products of rows
+        first, second = (Factor(m["left1"]), Factor(m["right1"])), (Factor(m["left2"]), Factor(m["right2"]))
+        one = layer.product(layer.x, *first, scale=m["scale"])
+        return layer.emit(aten.mul.Tensor, one, layer.product(layer.x, *second))
     rank = shape(m["left1"])[1] * shape(m["left2"])[1]
     dear = _dear(layer, f"rank {rank}", rank * (out + layer.groups * columns))
     if dear is not None:

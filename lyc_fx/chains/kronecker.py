@@ -19,12 +19,23 @@ _KRON = Op(aten.kron.default, Viewed(Var("left")), Var("right"), name="product")
 
 
 def _linear(layer: Layer, m: Bindings) -> Node | Miss:
+    if layer.looks_up:
+        return _looked_up(layer, m)
     emit, left, right = layer.emit, layer.fitted(m["left"]), layer.fitted(layer.scaled(m["right"], m["scale"]))
     side = 0 if layer.x_first else 1
     split = emit(aten.unflatten.int, layer.x, -1, [shape(left)[side], shape(right)[side]])
     inner = layer.narrow(split, right)  # (…, m, k)
     outer = layer.narrow(emit(aten.transpose.int, inner, -1, -2), left)  # (…, k, l)
     return emit(aten.flatten.using_ints, emit(aten.transpose.int, outer, -1, -2), -2)
+
+
+def _looked_up(layer: Layer, m: Bindings) -> Node:
+    """Row `i·k + j` of the product is that of row i of A and row j of B."""
+    emit, size = layer.emit, shape(m["right"])[0]
+    first = layer.narrow(emit(aten.floor_divide.Scalar, layer.x, size), m["left"])
+    second = layer.scaled(layer.narrow(emit(aten.remainder.Scalar, layer.x, size), m["right"]), m["scale"])
+    pairs = emit(aten.mul.Tensor, emit(aten.unsqueeze.default, first, -1), emit(aten.unsqueeze.default, second, -2))
+    return layer.fitted(emit(aten.flatten.using_ints, pairs, -2))
 
 
 def _conv(layer: Layer, m: Bindings) -> Node | Miss:

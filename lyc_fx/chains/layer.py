@@ -64,6 +64,11 @@ class Layer:
         return self.kind.x_first(self.node) != self.transposed
 
     @property
+    def looks_up(self) -> bool:
+        """Whether x are indices of the weight's rows."""
+        return self.kind.looks_up
+
+    @property
     def spatial(self) -> int:
         """Kernel dimensions."""
         return len(self.shape) - 2
@@ -126,7 +131,7 @@ class Layer:
         return x
 
     def _applied(self, x: Node, factor: Factor, scale: Node | None) -> Node:
-        late = self.kind.looks_up and not x.meta["val"].dtype.is_floating_point  # what is looked up is smaller
+        late = self.looks_up and not x.meta["val"].dtype.is_floating_point  # what is looked up is smaller
         matrix = factor.matrix if scale is None or late else self.scaled(factor.matrix, scale)
         matrix = self.emit(aten.t.default, matrix) if factor.transposed else matrix
         if late:
@@ -144,7 +149,7 @@ class Layer:
 
     def fitted(self, factor: Node) -> Node:
         """A factor in the activations' dtype."""
-        activations = self.node if self.kind.looks_up else self.x
+        activations = self.node if self.looks_up else self.x
         return cast(self.emit, factor, activations.meta["val"].dtype)
 
     def scaled(self, factor: Node, scale: Node) -> Node:

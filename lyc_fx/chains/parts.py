@@ -110,6 +110,8 @@ def whole(name: str, total: Pattern, chain: Chain, kinds: Kinds = LAYERS) -> lis
             return Miss(f"the layer is called with {', '.join(layer.node.kwargs)}", DEEPEST)
         if (fault := layer.kind.fault(layer.node)) is not None:
             return Miss(fault, DEEPEST)
+        if layer.looks_up and not layer.x_first:
+            return Miss("the layer looks up columns of the weight", DEEPEST)
         if layer.mapped:
             return Miss("the layer is under torch.func.vmap", DEEPEST)
         result = chain(layer, m)

@@ -33,6 +33,8 @@ class _Step:
     """How many rows, one after the other, it mixes with each other"""
     act: Callable[[Layer, Node], Node]
     """The same on a layer's outputs, or its transpose on the inputs"""
+    look_up: Callable[[Layer, Node], Node] | None = None
+    """The same on the outputs of a layer whose inputs are the rows' indices, where they suffice"""
 
 
 def _rows(layer: Layer, m: Bindings) -> Node | Miss:
@@ -48,6 +50,8 @@ def _rows(layer: Layer, m: Bindings) -> Node | Miss:
         if rows % step.span:
             return Miss(f"{step.span} rows are mixed at a time, across the layer's groups of {rows} outputs", DEEPEST)
     base = layer.shaped(stripped(rest), list(layer.shape))
+    if layer.looks_up:
+        return _looked_up(layer, base, steps)
     if layer.x_first:
         x = layer.x
         for step in steps:
@@ -57,6 +61,16 @@ def _rows(layer: Layer, m: Bindings) -> Node | Miss:
     for step in reversed(steps):
         y = step.act(layer, y)
     return layer.biased(y)
+
+
+def _looked_up(layer: Layer, base: Node, steps: list[_Step]) -> Node | Miss:
+    acts = [step.look_up for step in steps]
+    if None in acts:
+        return Miss("an embedding reads single rows, which a rotation mixes", DEEPEST)
+    y = layer.again(base)
+    for act in acts:
+        y = act(layer, y) if act is not None else y
+    return y
 
 
 def _step(layer: Layer, node: Node) -> _Step | Miss:
@@ -83,7 +97,11 @@ def _scale(out: int, m: Bindings) -> _Step | Miss:
         factors = layer.shaped(factor, [-1, *[1] * layer.spatial])
         return layer.emit(aten.mul.Tensor, y, layer.fitted(factors))
 
-    return _Step(m["rest"], 1, act)
+    def look_up(layer: Layer, y: Node) -> Node:
+        found = layer.narrow(layer.x, layer.shaped(factor, [out, 1]))
+        return layer.emit(aten.mul.Tensor, y, layer.fitted(found))
+
+    return _Step(m["rest"], 1, act, look_up)
 
 
 def _turn(out: int, m: Bindings) -> _Step | Miss:

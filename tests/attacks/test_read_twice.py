@@ -24,7 +24,7 @@ class Net(nn.Module):
         return y @ self.layer.weight.t() if self.second == "matmul" else y + self.layer.weight.sum()
 
 
-@pytest.mark.parametrize(("second", "chains"), [("layer", 2), ("matmul", 0), ("norm", 0)])
+@pytest.mark.parametrize(("second", "chains"), [("layer", 2), ("matmul", 2), ("norm", 0)])
 def test_a_chain_where_layers_alone_read_the_weight(second: str, chains: int) -> None:
     torch.manual_seed(0)
     model, x = Net(second).double(), torch.randn(3, 6, dtype=torch.float64)

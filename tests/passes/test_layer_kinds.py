@@ -1,0 +1,160 @@
+"""Every layer kind with every structure that a weight's change can have: numbers, and that the chain fired or why not.
+
+A case's weight is named `layer.weight`; the adapters are for it as it is stored.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lowering import fired, made, misses
+from nets import Case, one
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import lyc_fx
+from lyc_fx.families import Adapter
+from lyc_fx.layers import KINDS, sites
+
+
+class Uses(nn.Module):
+    """A weight, a bias and what is done with them."""
+
+    def __init__(self, shape: tuple[int, ...], use: Callable[..., Tensor], bias: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.bias = nn.Parameter(torch.randn(bias)) if bias else None
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(x, self.weight, self.bias)
+
+
+def _uses(name: str, shape: tuple[int, ...], use: Callable[..., Tensor], bias: int = 0) -> Case:
+    """A layer on the last dimension of x."""
+    inner = 6 if 6 in shape else shape[0]
+    return Case(name, lambda: Uses(shape, use, bias), (5, inner), "batch _")
+
+
+def _flat(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return torch.addmm(b, x, w)
+
+
+def _conv(name: str, build: Callable[[], nn.Module], *input: int) -> Case:
+    dims = {3: "length", 4: "height width", 5: "depth height width"}[len(input)]
+    return Case(name, build, input, f"batch _ {dims}")
+
+
+T1, T2, T3 = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+GROUPS = {"stride": (2, 3), "padding": (1, 0), "output_padding": (1, 2), "dilation": (2, 1), "groups": 2}
+CASES = (
+    Case("linear", lambda: nn.Linear(6, 15), (5, 6), "batch _"),
+    Case("linear-3d-no-bias", lambda: nn.Linear(6, 15, bias=False), (2, 5, 6), "batch sequence _"),
+    _uses("linear-of-transpose", (6, 20), lambda x, w, b: F.linear(x, w.t(), b), 20),
+    _uses("matmul", (6, 20), lambda x, w, b: x @ w),
+    _uses("matmul-t", (20, 6), lambda x, w, b: x @ w.t() + b, 20),
+    _uses("matmul-T", (20, 6), lambda x, w, b: x @ w.T),
+    _uses("matmul-mT", (20, 6), lambda x, w, b: x @ w.mT),
+    _uses("matmul-transpose", (20, 6), lambda x, w, b: x @ w.transpose(-1, 0)),
+    _uses("matmul-permute", (20, 6), lambda x, w, b: x @ w.permute(1, 0)),
+    _uses("mm", (6, 20), lambda x, w, b: torch.mm(x, w)),
+    _uses("mm-t", (20, 6), lambda x, w, b: torch.mm(x, w.t())),
+    _uses("addmm", (6, 20), _flat, 20),
+    _uses("addmm-permute", (20, 6), lambda x, w, b: torch.addmm(b, x, w.permute(1, 0)), 20),
+    _conv("conv1d", lambda: nn.Conv1d(6, 10, 3, stride=2, padding=1), 2, 6, 9),
+    _conv("conv2d", lambda: nn.Conv2d(12, 10, (3, 2), (2, 1), (1, 2), (2, 1), 2, bias=False), 2, 12, 9, 8),
+    _conv("conv2d-same", lambda: nn.Conv2d(6, 9, (3, 5), padding="same"), 2, 6, 6, 7),
+    _conv("conv3d", lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1)), 2, 4, 4, 5, 6),
+    _conv("transposed1d", lambda: T1(6, 10, 3, stride=2, padding=1, output_padding=1), 2, 6, 9),
+    _conv("transposed2d", lambda: T2(6, 20, (3, 2), bias=False), 2, 6, 5, 7),
+    _conv("transposed2d-grouped", lambda: T2(8, 12, (3, 2), **GROUPS), 2, 8, 5, 7),
+    _conv("transposed2d-1x1", lambda: T2(6, 15, 1, stride=2), 2, 6, 5, 7),
+    _conv("transposed3d", lambda: T3(4, 6, (1, 3, 2), stride=(1, 2, 1), bias=False), 2, 4, 4, 5, 6),
+    Case("embedding", lambda: nn.Embedding(20, 6), (2, 5), "batch sequence"),
+    Case("embedding-padding", lambda: nn.Embedding(20, 6, padding_idx=3), (2, 5), "batch sequence"),
+)
+STRUCTURES: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "low rank": ("locon", (), 3),
+    "Tucker": ("locon", ("mid",), 3),
+    "Kronecker": ("lokr", (), 3),
+    "Khatri–Rao": ("loha", (), 1),
+    "Khatri–Rao of Tucker": ("loha", ("t1", "t2"), 1),
+    "input map": ("glora", (), 2),
+    "rows": ("ia3", (), 2),
+    "columns": ("ia3", (), 3),
+    "rotation": ("diag-oft", ("rescale",), 2),
+    "butterfly": ("boft", (), 2),
+    "full": ("full", (), 1),
+}
+SINGLE = "an embedding reads single rows, which a rotation mixes"
+WHY = {
+    "full": ("a full difference has no form that is smaller than the weight",),
+    "Kronecker": ("do not fall into the layer's 2 groups",),
+    "Khatri–Rao": ("multiplications per position",),
+    "Khatri–Rao of Tucker": ("multiplications per position",),
+    "rotation": (SINGLE, "across the layer's groups"),
+    "butterfly": (SINGLE, "across the layer's groups"),
+}
+"""The only reasons for which a structure may have no chain"""
+
+
+def adapter_for(structure: str, case: Case) -> Adapter | None:
+    """None where there is none for such a weight."""
+    family, factors, rank = STRUCTURES[structure]
+    try:
+        return made(family, case, *factors, rank=rank)
+    except (AssertionError, StopIteration):
+        return None
+
+
+TABLE = [
+    pytest.param(case, structure, id=f"{case.name}-{structure}")
+    for case in CASES
+    for structure in STRUCTURES
+    if adapter_for(structure, case) is not None
+]
+
+
+@cache
+def program(case: Case, decomposed: bool) -> GraphModule:
+    dims = {"x": case.dims}
+    if not decomposed:
+        return lyc_fx.capture(case.net(), (x_of(case),), dynamic_shapes=dims)
+    sizes = [{i: torch.export.Dim.DYNAMIC for i, d in enumerate(case.dims.split()) if d != "_"}]
+    exported = torch.export.export(case.net(), (x_of(case),), dynamic_shapes=tuple(sizes), strict=False)
+    return lyc_fx.capture(exported.run_decompositions())
+
+
+def x_of(case: Case, extra: int = 0) -> Tensor:
+    if not case.name.startswith("embedding"):
+        return case.x(extra=extra)
+    sizes = [size + extra for size in case.input]
+    return torch.randint(0, 20, sizes, generator=torch.Generator().manual_seed(3))
+
+
+def fires(case: Case, structure: str) -> bool | None:
+    """Whether a chain must be there; None where that is a matter of sizes."""
+    if structure == "full":
+        return False
+    if structure in ("rotation", "butterfly") and case.name.startswith("embedding"):
+        return False
+    grouped = getattr(case.net().layer, "groups", 1) > 1
+    return None if structure.startswith("Khatri") or (grouped and structure in WHY) else True
+
+
+@pytest.mark.parametrize("decomposed", [False, True], ids=["captured", "decomposed"])
+@pytest.mark.parametrize(("case", "structure"), TABLE)
+def test_a_chain_or_its_reason(case: Case, structure: str, decomposed: bool) -> None:
+    adapter = adapter_for(structure, case)
+    assert adapter is not None
+    before = lyc_fx.splice(program(case, decomposed), one(adapter), 0.7)
+    after = lyc_fx.lower(before, check=True)
+    wanted = fires(case, structure)
+    assert fired(after) == (1 if wanted is None and fired(after) else int(wanted or 0)), misses(after)
+    if not fired(after):
+        assert any(reason in str(miss) for reason in WHY[structure] for miss in misses(after)), misses(after)
+    for extra in (0, 3):
+        x = x_of(case, extra)
+        torch.testing.assert_close(after(x), before(x), rtol=1e-11, atol=1e-11)
