@@ -53,4 +53,4 @@ class BOFT(Orthogonal):
             size //= 2
         count = shape[0] // size
         shapes = {"blocks": (count.bit_length(), count, size, size), "rescale": (shape[0], *(1 for _ in shape[1:]))}
-        return {name: shapes[name] for name in layout}
+        return {name: shapes[name] for name in cls.suffixes if name in layout}

@@ -53,4 +53,4 @@ class DiagOFT(Orthogonal):
         if size == 1:  # a prime number of rows: blocks of 1 would rotate nothing
             size, count = count, size
         shapes = {"blocks": (count, size, size), "rescale": (shape[0], *(1 for _ in shape[1:]))}
-        return {name: shapes[name] for name in layout}
+        return {name: shapes[name] for name in cls.suffixes if name in layout}
