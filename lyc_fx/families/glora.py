@@ -5,9 +5,9 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
+from lyc_fx.algebra.tensors import low_rank, matrix
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix
 
 
 @final
