@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LOW = {"errors", "program", "report", "show", "symbolic", "propagation", "verify", "layers", "rewrite", "files"}
+FILES = {"errors", "system"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "report": {"errors", "naming"},
@@ -18,8 +19,9 @@ MAY: dict[str, set[str]] = {
     "symbolic": set(),
     "show": {"errors"},
     "conv1d": {"naming"},
-    "files": {"errors"},
-    "outputs": {"errors", "files"},
+    "system": set(),
+    "files": FILES,
+    "outputs": FILES | {"files"},
     "propagation": set(),
     "foreign": set(),
     "verify": {"errors", "program", "propagation", "show", "symbolic"},
@@ -113,6 +115,7 @@ MAY: dict[str, set[str]] = {
     "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
     "folding": LOW
+    | FILES
     | {"adapters", "named", "naming", "outputs", "binding", "families", "fitting", "folding", "formats", "stack"},
     "checkpoint": LOW | {"binding", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
 }
