@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.chains import PEELED, RULES
-from lyc_fx.layers import KINDS, sites
+from lyc_fx.layers import sites, transpose_of, weight_of
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK
 from lyc_fx.rewrite import EMITTED, rewrite
@@ -36,8 +36,8 @@ class Distribute(PassBase):
         def adapted(node: Node) -> bool:
             if node not in chosen and not node.meta.get(PEELED):
                 return False
-            weight = node.args[KINDS[node.target].weight]  # type: ignore[index]  # the sites are of the table
-            return isinstance(weight, Node) and reads_bank(weight) and only_layers_read(weight)
+            weight = weight_of(node)
+            return weight is not None and reads_bank(weight) and only_layers_read(weight)
 
         fired = rewrite(gm, RULES, wanted=adapted, explain=adapted)
         return done(gm, "distribute", fired.count, (*fired.misses, *elsewhere), fired.rules)
@@ -50,17 +50,18 @@ def reads_bank(node: Node) -> bool:
 
 def only_layers_read(weight: Node) -> bool:
     """Whether a merged weight goes nowhere but to layers of the table: else it is made at each call all the same."""
-    sources = [weight, *weight.all_input_nodes] if weight.target is aten.t.default else [weight]
+    sources = [weight]
+    while (source := transpose_of(sources[-1])) is not None:
+        sources.append(source)
     return all(_as_weight(source, user) for source in sources for user in source.users)
 
 
 def _as_weight(source: Node, user: Node) -> bool:
-    if user.target is aten.t.default:
+    if transpose_of(user) is source:
         return all(_as_weight(user, each) for each in user.users)
     if user.meta.get(EMITTED):  # another layer's formula
         return True
-    kind = KINDS.get(user.target)  # type: ignore[call-overload]
-    return kind is not None and user.args[kind.weight] is source
+    return weight_of(user) is source
 
 
 def _cone(node: Node) -> Iterator[Node]:
@@ -72,15 +73,21 @@ def _cone(node: Node) -> Iterator[Node]:
         seen.update(current.all_input_nodes)
 
 
+def _merged(node: Node) -> Node:
+    """A node behind transposes."""
+    while (source := transpose_of(node)) is not None:
+        node = source
+    return node
+
+
 def _elsewhere(gm: GraphModule) -> Iterator[Missed]:
     """The model's own nodes that read an adapted parameter, but not as the weight of a layer of the table."""
     for node in gm.graph.nodes:
-        if node.op != "call_function" or node.meta.get(EMITTED):
+        if node.op != "call_function" or node.meta.get(EMITTED) or transpose_of(node) is not None:
             continue
-        kind = KINDS.get(node.target)
-        weight = node.args[kind.weight] if kind is not None else None
+        weight = weight_of(node)
         for source in node.all_input_nodes:
-            if source is weight or not source.meta.get(EMITTED) or not reads_bank(source):
+            if source is weight or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
                 continue
             if all(n.op != "placeholder" for n in _cone(source)):
                 reason = f"{node.target} does not read {source.name} as the weight of a layer with chains"

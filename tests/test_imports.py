@@ -17,7 +17,7 @@ MAY: dict[str, set[str]] = {
     "steps": set(),
     "program": {"errors", "report", "steps"},
     "taken": {"errors", "program", "propagation", "show", "steps"},
-    "layers": {"conv1d", "program"},
+    "layers": {"conv1d", "layers", "program", "rewrite"},
     "symbolic": set(),
     "show": {"errors"},
     "conv1d": {"naming"},

@@ -28,7 +28,7 @@ def _multiplications(gm: GraphModule) -> int:
         for site in sites(graph):
             weight, output = site.weight.meta.get("val"), site.node.meta.get("val")
             if isinstance(weight, Tensor) and isinstance(output, Tensor):
-                channels = _captured(weight.shape[1 if site.kind.transposed else 0])
+                channels = _captured(weight.shape[site.kind.x_first(site.node)])
                 found += prod(map(_captured, (*weight.shape, *output.shape))) // max(1, channels)
     return found
 

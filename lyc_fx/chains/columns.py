@@ -1,6 +1,6 @@
-"""A factor per input channel: `layer(x, W·f) = layer(x·f, W)`.
+"""A factor per channel of the weight's second dimension: `layer(x, W·f) = layer(x·f, W)`, where x meets that one.
 
-In a grouped convolution each group has the same factors, or its own.
+Else the outputs before the bias are multiplied. In a grouped convolution each group has the same factors, or its own.
 """
 
 import torch
@@ -23,12 +23,12 @@ _SCALED = Viewed(Op(aten.mul.Tensor, Var("rest"), Var("factor", _tensor), name="
 
 def _columns(layer: Layer, m: Bindings) -> Node | Miss:
     groups, inner, factor = layer.groups, layer.shape[1], m["factor"]
-    ones = [1] * layer.kind.spatial
+    ones = [1] * layer.spatial
     sets = shape(factor)[0]
     shared = shape(m["scaled"]) == layer.shape and shape(factor) == (1, inner, *ones)
     own = len(shape(m["scaled"])) == len(layer.shape) + 1 and shape(factor) == (sets, 1, inner, *ones)
     if not shared and not own:
-        return Miss(f"a factor of shape {shape(factor)} is not one per input channel", 3)
+        return Miss(f"a factor of shape {shape(factor)} is not one per channel", 3)
     if not factors_only(factor):
         return Miss(REASON, DEEPEST)
     if own and sets != groups:
@@ -37,6 +37,8 @@ def _columns(layer: Layer, m: Bindings) -> Node | Miss:
     if shared and groups > 1:
         factor = layer.emit(aten.repeat.default, factor, [groups, *ones])
     rest = layer.shaped(stripped(m["rest"]), list(layer.shape))
+    if layer.x_first:
+        return layer.biased(layer.emit(aten.mul.Tensor, layer.again(rest, bias=False), factor))
     return layer.again(rest, layer.emit(aten.mul.Tensor, layer.x, factor))
 
 

@@ -54,8 +54,8 @@ def _tucker(layer: Layer, m: Bindings) -> Node | Miss:
     core1 = emit(aten.reshape.default, m["taps1"], [p1, 1, q1, 1, -1])
     core2 = emit(aten.reshape.default, m["taps2"], [1, p2, 1, q2, -1])
     core = emit(aten.reshape.default, emit(aten.mul.Tensor, core1, core2), [p, q * taps])
-    columns = layer.scaled(_pairs(layer, m["columns1"], m["columns2"], 1), m["scale"])
-    return tucker.chain(layer, columns, core, _left(layer, m))
+    columns = _pairs(layer, m["columns1"], m["columns2"], 1)
+    return tucker.chain(layer, _left(layer, m), core, columns, m["scale"])
 
 
 def _left(layer: Layer, m: Bindings) -> Node:

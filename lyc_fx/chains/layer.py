@@ -2,20 +2,32 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.fx import Node
 
-from lyc_fx.layers import KINDS, LayerKind
-from lyc_fx.rewrite import Emit, arguments
+from lyc_fx.layers import KINDS, LayerKind, named, position
+from lyc_fx.rewrite import Emit
 
 aten = torch.ops.aten
 PEELED = "lyc_fx_peeled"
 """Marks, in `node.meta`, a layer that a firing left with what remains of its weight."""
-_PLAIN = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+
+
+@final
+@dataclass(frozen=True)
+class Factor:
+    """One matrix of a product of matrices that is a layer's weight."""
+
+    matrix: Node
+    whole: bool = False
+    """Whether it has the kernel, and with it the layer's stride, padding and dilation"""
+    shared: bool = True
+    """Whether each of the layer's groups has all of it; else each has its own rows"""
+    transposed: bool = False
 
 
 @final
@@ -25,6 +37,8 @@ class Layer:
 
     emit: Emit
     node: Node
+    transposed: bool = False
+    """Whether the layer reads the transpose of the weight that is taken apart"""
 
     @property
     def kind(self) -> LayerKind:
@@ -32,25 +46,31 @@ class Layer:
 
     @property
     def x(self) -> Node:
-        x = self.node.args[self.kind.input]
-        assert isinstance(x, Node)
-        return x
+        return self._argument(self.kind.x)  # type: ignore[no-any-return]
 
     @property
     def bias(self) -> Node | None:
-        bias = arguments(self.node)[self.kind.bias]
-        assert bias is None or isinstance(bias, Node)
-        return bias
+        return self._argument(self.kind.bias) if self.kind.bias is not None else None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's, `(out, in/groups, *kernel)`."""
+        """The weight's; `(out, in/groups, *kernel)`, or `(in, out/groups, *kernel)` where x meets the first."""
         shape = tuple(self._stored.meta["val"].shape)
-        return shape[::-1] if self.kind.transposed else shape
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def x_first(self) -> bool:
+        """Whether x meets the first dimension of the weight; else its second."""
+        return self.kind.x_first(self.node) != self.transposed
+
+    @property
+    def spatial(self) -> int:
+        """Kernel dimensions."""
+        return len(self.shape) - 2
 
     @property
     def groups(self) -> int:
-        return arguments(self.node)[6] if self.kind.spatial else 1
+        return self.kind.groups(self.node)
 
     @property
     def mapped(self) -> bool:
@@ -61,36 +81,71 @@ class Layer:
     @property
     def channels(self) -> int:
         """The dimension of channels in activations, from the end."""
-        return -1 - self.kind.spatial
+        return -1 - self.spatial
 
     @property
     def _stored(self) -> Node:
-        weight = self.node.args[self.kind.weight]
-        assert isinstance(weight, Node)
-        return weight
+        return self._argument(self.kind.weight)  # type: ignore[no-any-return]
+
+    def _argument(self, name: str) -> Any:
+        return named(self.node)[name]
+
+    def _at(self, name: str) -> int:
+        return position(self.node.target, name)
 
     def again(self, weight: Node, x: Node | None = None, *, bias: bool = True) -> Node:
-        """The layer itself with another weight `(out, in/groups, *kernel)`, which rules may take apart in turn."""
-        args, kind = list(self.node.args), self.kind
-        target = self.node.target
-        if kind.transposed and not bias:
-            target, args = aten.linear.default, [self.x, weight]
-            kind = KINDS[target]
-        elif kind.transposed:
-            weight = self.emit(aten.t.default, weight)
-        elif not bias and len(args) > kind.bias:
-            args[kind.bias] = None
-        args[kind.weight] = cast(self.emit, weight, self._stored.meta["val"].dtype)
-        args[kind.input] = self.x if x is None else x
-        while args[-1] is None:
-            args.pop()
-        node = self.emit(target, *args)
+        """The layer itself with another weight, which rules may take apart in turn."""
+        kind, dtype, x = self.kind, self._stored.meta["val"].dtype, self.x if x is None else x
+        if kind.needs_bias and not bias:
+            node = self.narrow(x, cast(self.emit, weight, dtype))
+        else:
+            args = list(self.node.args)
+            if self.transposed:
+                weight = self.emit(aten.t.default, weight)
+            args[self._at(kind.weight)], args[self._at(kind.x)] = cast(self.emit, weight, dtype), x
+            if not bias and kind.bias is not None and len(args) > self._at(kind.bias):
+                args[self._at(kind.bias)] = None
+            while args[-1] is None:
+                args.pop()
+            node = self.emit(self.node.target, *args)
         node.meta[PEELED] = True
         return node
 
+    def biased(self, y: Node) -> Node:
+        """Outputs with the layer's bias."""
+        if self.bias is None:
+            return y
+        bias = self.shaped(self.bias, [-1, *[1] * self.spatial]) if self.spatial else self.bias
+        return self.emit(aten.add.Tensor, y, bias)
+
+    def product(self, x: Node, *factors: Factor, scale: Node | None = None) -> Node:
+        """`layer(x, the matrix product of the factors · scale)` without bias: one narrow layer for each."""
+        order = factors if self.x_first else factors[::-1]
+        for factor in order:
+            x = self._applied(x, factor, scale if factor is order[0] else None)
+        return x
+
+    def _applied(self, x: Node, factor: Factor, scale: Node | None) -> Node:
+        late = self.kind.looks_up and not x.meta["val"].dtype.is_floating_point  # what is looked up is smaller
+        matrix = factor.matrix if scale is None or late else self.scaled(factor.matrix, scale)
+        matrix = self.emit(aten.t.default, matrix) if factor.transposed else matrix
+        if late:
+            found = self.narrow(x, matrix)
+            return self.fitted(found if scale is None else self.scaled(found, scale))
+        if not self.spatial:
+            return self.narrow(x, self.fitted(matrix))
+        kernel = list(self.shape[2:]) if factor.whole else [1] * self.spatial
+        weight = self._copies(matrix, kernel, self.groups if factor.shared else 1)
+        return self.narrow(x, weight, self.groups, plain=not factor.whole)
+
+    def narrow(self, x: Node, weight: Node, groups: int = 1, *, plain: bool = False) -> Node:
+        """The layer without bias on a narrow weight, all of it or, if `plain`, only between channels."""
+        return self.kind.narrow(self.emit, self.node, x, weight, x_first=self.x_first, groups=groups, plain=plain)
+
     def fitted(self, factor: Node) -> Node:
         """A factor in the activations' dtype."""
-        return cast(self.emit, factor, self.x.meta["val"].dtype)
+        activations = self.node if self.kind.looks_up else self.x
+        return cast(self.emit, factor, activations.meta["val"].dtype)
 
     def scaled(self, factor: Node, scale: Node) -> Node:
         """A factor times a scalar, in the dtype of the factor."""
@@ -100,28 +155,6 @@ class Layer:
         """A reshape, where it changes something."""
         same = list(node.meta["val"].shape) == shape
         return node if same else self.emit(aten.reshape.default, node, shape)
-
-    def through(self, x: Node, matrix: Node) -> Node:
-        """`layer(x, matrix)` for a matrix `(r, in/groups · kernel)`, without bias. All groups share it."""
-        if not self.kind.spatial:
-            return self.emit(aten.linear.default, x, self.fitted(matrix))
-        return self.convolved(x, self._copies(matrix, list(self.shape[2:]), self.groups), self.groups)
-
-    def point(self, x: Node, matrix: Node, *, shared: bool = True) -> Node:
-        """A matrix on the channels of x, in the layer's groups: each has a copy of the whole, or its own rows."""
-        if not self.kind.spatial:
-            return self.emit(aten.linear.default, x, self.fitted(matrix))
-        copies = self.groups if shared else 1
-        return self.pointwise(x, self._copies(matrix, [1] * self.kind.spatial, copies), self.groups)
-
-    def convolved(self, x: Node, weight: Node, groups: int) -> Node:
-        """The layer's own convolution, with its stride, padding and dilation, on another weight."""
-        return self.emit(self.node.target, x, weight, None, *arguments(self.node)[3:6], groups)
-
-    def pointwise(self, x: Node, weight: Node, groups: int) -> Node:
-        """A 1×1 convolution."""
-        spatial = self.kind.spatial
-        return self.emit(_PLAIN[spatial], x, weight, None, [1] * spatial, [0] * spatial, [1] * spatial, groups)
 
     def _copies(self, matrix: Node, kernel: list[int], copies: int) -> Node:
         rows, columns = matrix.meta["val"].shape

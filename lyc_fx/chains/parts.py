@@ -7,9 +7,9 @@ import torch
 from torch.fx import Node
 
 from lyc_fx.chains.layer import Layer
-from lyc_fx.layers import KINDS, LayerKind
+from lyc_fx.layers import KINDS, LayerKind, position, transpose_of
 from lyc_fx.program import BANK, holds
-from lyc_fx.rewrite import EMITTED, Bindings, Either, Emit, Miss, Op, Pattern, Rule, Var
+from lyc_fx.rewrite import EMITTED, Bindings, Emit, Miss, Op, Pattern, Rule, Var
 
 aten = torch.ops.aten
 Chain = Callable[[Layer, Bindings], Node | Miss]
@@ -21,8 +21,9 @@ on the way to a result that fits.
 RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 DEEPEST = 99
 """Depth of a miss that says all there is to say."""
-LINEARS = [kind for kind in KINDS.values() if not kind.spatial]
-CONVS = [kind for kind in KINDS.values() if kind.spatial]
+Kinds = Iterable[tuple[torch._ops.OpOverload, LayerKind]]
+LINEARS = [(op, kind) for op, kind in KINDS.items() if not kind.spatial]
+CONVS = [(op, kind) for op, kind in KINDS.items() if kind.spatial]
 LAYERS = [*LINEARS, *CONVS]
 
 
@@ -54,6 +55,25 @@ class Viewed(Pattern):
         return self.pattern.match(stripped(value) if isinstance(value, Node) else value, bound, depth)
 
 
+@final
+class Stored(Pattern):
+    """Matches a pattern against a weight that the layer reads as it is or transposed; binds which, as `transposed`."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+
+    def match(self, value: Any, bound: Bindings, depth: int = 0) -> Bindings | Miss:
+        transposed = cast = False
+        while isinstance(value, Node):
+            if (source := transpose_of(value)) is not None:
+                transposed, value = not transposed, source
+            elif value.target is aten.to.dtype and not cast:
+                cast, value = True, value.args[0]
+            else:
+                break
+        return self.pattern.match(value, {**bound, "transposed": transposed}, depth)
+
+
 def shape(node: Any) -> tuple[int, ...]:
     """The shape of a node's value; that of a factor or weight is numbers."""
     return tuple(node.meta["val"].shape)
@@ -81,24 +101,28 @@ def factors_only(node: Node) -> bool:
     return True
 
 
-def whole(name: str, total: Pattern, chain: Chain, kinds: Iterable[LayerKind] = LAYERS) -> list[Rule]:
+def whole(name: str, total: Pattern, chain: Chain, kinds: Kinds = LAYERS) -> list[Rule]:
     """`layer(x, round(total), b)` → what the chain gives, for each layer kind."""
 
     def replace(emit: Emit, m: Bindings) -> Node | Miss:
-        layer = Layer(emit, m["layer"])
+        layer = Layer(emit, m["layer"], m["transposed"])
         if layer.node.kwargs:  # addmm's alpha and beta
             return Miss(f"the layer is called with {', '.join(layer.node.kwargs)}", DEEPEST)
-        return Miss("the layer is under torch.func.vmap", DEEPEST) if layer.mapped else chain(layer, m)
+        if (fault := layer.kind.fault(layer.node)) is not None:
+            return Miss(fault, DEEPEST)
+        if layer.mapped:
+            return Miss("the layer is under torch.func.vmap", DEEPEST)
+        result = chain(layer, m)
+        return result if isinstance(result, Miss) else layer.kind.finish(emit, layer.node, result)
 
-    def site(kind: LayerKind) -> Op:
-        stored = Op(aten.t.default, total) if kind.transposed else total
-        weight = Either(Op(aten.to.dtype, stored, Var("stored dtype")), stored)
-        return Op(kind.op, *(Var(f"argument {i}") for i in range(kind.weight)), weight, ..., name="layer")
+    def site(op: torch._ops.OpOverload, kind: LayerKind) -> Op:
+        before = (Var(f"argument {i}") for i in range(position(op, kind.weight)))
+        return Op(op, *before, Stored(total), ..., name="layer")
 
-    return [Rule(f"{name} on {kind.op}", site(kind), replace) for kind in kinds]
+    return [Rule(f"{name} on {op}", site(op, kind), replace) for op, kind in kinds]
 
 
-def term(name: str, product: Pattern, chain: Chain, kinds: Iterable[LayerKind] = LAYERS) -> list[Rule]:
+def term(name: str, product: Pattern, chain: Chain, kinds: Kinds = LAYERS) -> list[Rule]:
     """`layer(x, round(rest + s·product), b)` → `layer(x, round(rest), b) + chain(x)`."""
 
     def peel(layer: Layer, m: Bindings) -> Node | Miss:

@@ -1,5 +1,7 @@
 """What is done to the rows of a weight is done to the layer's outputs before its bias: `T·W·x + b = T·(W·x) + b`.
 
+Where x meets the rows, the transpose of T is done to x.
+
 T is a product of steps: a factor per row, a rotation of blocks of rows, a permutation `(c, a, b) → (c, b, a)`
 (Diag-OFT: blocks; BOFT: permutation, blocks, permutation for each stage; IA3 and rescaling: factors).
 In a grouped convolution a step must not mix rows of two groups: their outputs do not see the same inputs.
@@ -30,7 +32,7 @@ class _Step:
     span: int
     """How many rows, one after the other, it mixes with each other"""
     act: Callable[[Layer, Node], Node]
-    """The same on a layer's outputs"""
+    """The same on a layer's outputs, or its transpose on the inputs"""
 
 
 def _rows(layer: Layer, m: Bindings) -> Node | Miss:
@@ -45,13 +47,16 @@ def _rows(layer: Layer, m: Bindings) -> Node | Miss:
     for step in steps:
         if rows % step.span:
             return Miss(f"{step.span} rows are mixed at a time, across the layer's groups of {rows} outputs", DEEPEST)
-    y = layer.again(layer.shaped(stripped(rest), list(layer.shape)), bias=False)
+    base = layer.shaped(stripped(rest), list(layer.shape))
+    if layer.x_first:
+        x = layer.x
+        for step in steps:
+            x = step.act(layer, x)
+        return layer.again(base, x)
+    y = layer.again(base, bias=False)
     for step in reversed(steps):
         y = step.act(layer, y)
-    if layer.bias is None:
-        return y
-    bias = layer.shaped(layer.bias, [-1, *[1] * layer.kind.spatial]) if layer.kind.spatial else layer.bias
-    return layer.emit(aten.add.Tensor, y, bias)
+    return layer.biased(y)
 
 
 def _step(layer: Layer, node: Node) -> _Step | Miss:
@@ -75,7 +80,7 @@ def _scale(out: int, m: Bindings) -> _Step | Miss:
         return Miss(REASON, DEEPEST)
 
     def act(layer: Layer, y: Node) -> Node:
-        factors = layer.shaped(factor, [-1, *[1] * layer.kind.spatial])
+        factors = layer.shaped(factor, [-1, *[1] * layer.spatial])
         return layer.emit(aten.mul.Tensor, y, layer.fitted(factors))
 
     return _Step(m["rest"], 1, act)
@@ -90,11 +95,12 @@ def _turn(out: int, m: Bindings) -> _Step | Miss:
 
     def act(layer: Layer, y: Node) -> Node:
         emit, matrices = layer.emit, layer.fitted(rotation)
-        if layer.kind.spatial:  # each block is a group
-            kernel = emit(aten.reshape.default, matrices, [out, blocks[2], *[1] * layer.kind.spatial])
-            return layer.pointwise(y, kernel, blocks[0])
+        if layer.spatial:  # each block is a group
+            kernel = emit(aten.reshape.default, matrices, [out, blocks[2], *[1] * layer.spatial])
+            return layer.narrow(y, kernel, blocks[0], plain=True)
         parts = emit(aten.unflatten.int, y, -1, list(blocks[:2]))
-        return emit(aten.flatten.using_ints, emit(aten.einsum.default, "nab,...nb->...na", [matrices, parts]), -2)
+        rule = "nab,...na->...nb" if layer.x_first else "nab,...nb->...na"
+        return emit(aten.flatten.using_ints, emit(aten.einsum.default, rule, [matrices, parts]), -2)
 
     return _Step(m["rest"], blocks[1], act)
 
@@ -106,7 +112,8 @@ def _swap(out: int, m: Bindings) -> _Step | Miss:
 
     def act(layer: Layer, y: Node) -> Node:
         emit, at = layer.emit, layer.channels
-        parts = emit(aten.unflatten.int, y, at, [chunks, first, second])
+        order = [second, first] if layer.x_first else [first, second]
+        parts = emit(aten.unflatten.int, y, at, [chunks, *order])
         return emit(aten.flatten.using_ints, emit(aten.transpose.int, parts, at - 1, at), at - 2, at)
 
     return _Step(m["rest"], first * second, act)

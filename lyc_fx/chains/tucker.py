@@ -1,9 +1,9 @@
-"""A Tucker core on a convolution: 1×1 with the input factor, the core's k×k, 1×1 with the output factor."""
+"""A Tucker core on a convolution: 1×1 with the factor that x meets, the core's k×k, 1×1 with the other factor."""
 
 import torch
 from torch.fx import Node
 
-from lyc_fx.chains.layer import Layer
+from lyc_fx.chains.layer import Factor, Layer
 from lyc_fx.chains.parts import CONVS, DEEPEST, RESHAPES, Viewed, matrix, shape, term
 from lyc_fx.rewrite import Bindings, Miss, Op, Pattern, Var
 
@@ -26,14 +26,14 @@ def fault(layer: Layer, m: Bindings, side: str = "") -> Miss | None:
     return Miss(f"a product of {columns} and {inner} is no Tucker product for a weight {layer.shape}", DEEPEST)
 
 
-def chain(layer: Layer, columns: Node, taps: Node, left: Node) -> Node:
+def chain(layer: Layer, left: Node, taps: Node, columns: Node, scale: Node) -> Node:
     """The three convolutions."""
-    inner = layer.point(layer.x, layer.emit(aten.t.default, columns))
-    return layer.point(layer.through(inner, taps), left, shared=False)
+    core, last = Factor(taps, whole=True), Factor(columns, transposed=True)
+    return layer.product(layer.x, Factor(left, shared=False), core, last, scale=scale)
 
 
 def _tucker(layer: Layer, m: Bindings) -> Node | Miss:
-    return fault(layer, m) or chain(layer, layer.scaled(m["columns"], m["scale"]), m["taps"], m["left"])
+    return fault(layer, m) or chain(layer, m["left"], m["taps"], m["columns"], m["scale"])
 
 
 RULES = term("Tucker", product(), _tucker, CONVS)

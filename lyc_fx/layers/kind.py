@@ -1,0 +1,61 @@
+"""The contract of a layer kind: how operators use a weight, in the argument names of their schema."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+from lyc_fx.rewrite import Emit, arguments
+
+
+class LayerKind(ABC):
+    """Abstract: what a chain must know of a layer. A subclass is a row of the table `KINDS`."""
+
+    ops: ClassVar[tuple[torch._ops.OpOverload, ...]]
+    x: ClassVar[str] = "input"
+    weight: ClassVar[str] = "weight"
+    bias: ClassVar[str | None] = "bias"
+    """None for operators that have no bias"""
+    needs_bias: ClassVar[bool] = False
+    spatial: ClassVar[bool] = False
+    """Whether the weight has a kernel: `(…, …, *kernel)`"""
+    looks_up: ClassVar[bool] = False
+    """Whether x are indices of the weight's rows"""
+    conventional: ClassVar[bool] = True
+    """Whether adapter files are known to be for a weight `(out, in)` here, however it is stored"""
+    of_any_two: ClassVar[bool] = False
+    """Whether the operator also takes two activations: it is a layer where its weight depends on no input"""
+
+    @abstractmethod
+    def x_first(self, node: Node) -> bool:
+        """Whether the stored weight's first dimension meets x: `(in, out/groups, …)`; else its second does."""
+
+    @abstractmethod
+    def narrow(self, emit: Emit, node: Node, x: Node, weight: Node, *, x_first: bool, groups: int, plain: bool) -> Node:
+        """The operator without bias on a narrow weight, all of it or, if `plain`, only between channels."""
+
+    def groups(self, node: Node) -> int:
+        """How many equal parts of the weight's first dimension see, or give, channels of their own."""
+        return 1
+
+    def fault(self, node: Node) -> str | None:
+        """Why this call has no chain, whatever its weight's structure."""
+        dims = len(named(node)[self.weight].meta["val"].shape)
+        return None if self.spatial or dims == 2 else f"its weight has {dims} dimensions"
+
+    def finish(self, emit: Emit, node: Node, y: Node) -> Node:
+        """What must happen to the outputs of a chain that stands for this call."""
+        return y
+
+
+def named(node: Node) -> dict[str, Any]:
+    """A call's arguments by their names in the schema, in its order, with defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    return dict(zip(names, arguments(node), strict=True))
+
+
+def position(op: Any, name: str) -> int:
+    """Where an operator has the argument of this name."""
+    return next(i for i, argument in enumerate(op._schema.arguments) if argument.name == name)
