@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lyc_fx.plan import Plan
     from lyc_fx.program import history
     from lyc_fx.report import Report
-    from lyc_fx.roads import fold, lower, report, splice
+    from lyc_fx.roads import evaluate, fold, lower, report, splice
     from lyc_fx.show import show
     from lyc_fx.stand_in import stand_in
     from lyc_fx.swap import Live, live
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
-    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "export", "fold", "fold_checkpoint",
+    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "export", "fold", "fold_checkpoint",
     "history", "live", "load", "lower", "merge", "report", "show", "splice", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters", "Live": "swap", "Plan": "plan", "Report": "report", "capture": "capture",
-    "convert": "convert", "coverage": "coverage", "export": "export", "fold": "roads", "fold_checkpoint": "checkpoint",
-    "history": "program", "live": "swap", "load": "formats", "lower": "roads", "merge": "live", "report": "roads",
-    "show": "show", "splice": "roads", "stand_in": "stand_in",
+    "convert": "convert", "coverage": "coverage", "evaluate": "roads", "export": "export", "fold": "roads",
+    "fold_checkpoint": "checkpoint", "history": "program", "live": "swap", "load": "formats", "lower": "roads",
+    "merge": "live", "report": "roads", "show": "show", "splice": "roads", "stand_in": "stand_in",
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip

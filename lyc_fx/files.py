@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadFile, WrongArgument
+from lyc_fx.system import sync_path
 
 CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -49,10 +50,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:  # before the file is there: a signal may come at any time
         part.touch(0o600, exist_ok=False)
         yield part
-        sync(part)
+        sync_path(part)
         part.chmod(0o666 & ~umask())
         part.replace(target)
-        sync(target.parent)
+        sync_path(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadFile(f"{target}: {error.strerror}; nothing was written") from error
@@ -102,15 +103,6 @@ def metadata_of(given: Mapping[str, str] | None) -> dict[str, str]:
         if not (isinstance(key, str) and isinstance(value, str)):
             raise WrongArgument(f"metadata: {key!r}: {value!r:.40} is not text, as keys and values must be: str(…) it")
     return dict(given or {})
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def umask() -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import path_of, sync, unique
+from lyc_fx.files import path_of, unique
+from lyc_fx.system import sync_path
 
 Path_ = str | os.PathLike[str]
 _WEIGHTS = ".safetensors"
@@ -83,5 +84,5 @@ def move_folder(work: Path, target: Path) -> None:
         if there:
             aside.replace(target)
         raise
-    sync(target.parent)
+    sync_path(target.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,28 +1,16 @@
 """Running passes: on a copy, verified after each one, with a record of how often each fired."""
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from types import MappingProxyType
-from typing import Any
 
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.errors import LycFxError
-from lyc_fx.program import Step, captured, cloned, facts, remember, without_autocast
+from lyc_fx.program import captured, cloned, facts, remember, without_autocast
+from lyc_fx.steps import Missed, Step
+from lyc_fx.taken import take
 from lyc_fx.validation import Validation
 from lyc_fx.verify import Snapshot, verify
-
-
-def find(name: str, **options: Any) -> PassBase:
-    """The pass of this name: class `Name` of the file `passes/name.py`, made with these options."""
-    try:
-        module = import_module(f"lyc_fx.passes.{name}")
-    except ModuleNotFoundError as error:
-        raise LycFxError(f"there is no pass {name}") from error
-    made = getattr(module, name.title().replace("_", ""))(**options)
-    assert isinstance(made, PassBase)
-    return made
 
 
 def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
@@ -39,13 +27,13 @@ def _run(gm: GraphModule, passes: Sequence[PassBase], check: bool) -> GraphModul
     validation = Validation.of(gm) if check else None
     gm = cloned(gm)
     for each in passes:
-        before, previous = Snapshot.of(gm), cloned(gm) if check else gm
-        result = each(gm)
-        assert result is not None
-        verify(gm, before, type(each).__name__)
+        before, previous, name = Snapshot.of(gm), cloned(gm) if check else gm, type(each).__name__
+        steps = len(facts(gm).steps)
+        take(gm, each(gm), name, steps)
+        verify(gm, before, name)
         gm.recompile()
         if validation is not None:
-            validation.check(gm, previous, type(each).__name__)
+            validation.check(gm, previous, name)
     return gm
 
 
@@ -53,7 +41,7 @@ def done(
     gm: GraphModule,
     name: str,
     fired: int,
-    misses: tuple[str, ...] = (),
+    misses: tuple[Missed, ...] = (),
     rules: Mapping[str, int] = MappingProxyType({}),
 ) -> PassResult:
     """What a pass returns: its result, with a step added to the program's history."""

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lyc_fx.errors import InvalidGraph, WrongArgument
 from lyc_fx.report import Report
+from lyc_fx.steps import Step
 
 BANK = "lyc_fx"
 """The submodule that holds spliced factors and strengths."""
@@ -25,23 +26,6 @@ _META = "lyc_fx"
 
 Range = tuple[int, int | None]
 """The least size and the greatest; None is no bound"""
-
-
-@final
-@dataclass(frozen=True)
-class Step:
-    """What one pass did."""
-
-    name: str
-    fired: int
-    misses: tuple[str, ...] = ()
-    """Why rules that were tried did not match"""
-    rules: Mapping[str, int] = field(default_factory=dict)
-    """How often each rule fired, of a pass that has several"""
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: fired {self.fired} times", *(f"  {name}: {n}" for name, n in self.rules.items())]
-        return "\n".join([*lines, *(f"  not: {miss}" for miss in self.misses)])
 
 
 @final

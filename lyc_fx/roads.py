@@ -1,12 +1,21 @@
-"""The graph road in three verbs: splice, lower, fold."""
+"""The verbs of the graph road: splice, lower, fold, evaluate."""
 
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase
 
 from lyc_fx import pipeline
 from lyc_fx.errors import WrongArgument
 from lyc_fx.families import Convention
+from lyc_fx.passes.canonicalize import Canonicalize
+from lyc_fx.passes.distribute import Distribute
+from lyc_fx.passes.evaluate import Evaluate
+from lyc_fx.passes.fold import Fold
+from lyc_fx.passes.narrow import Narrow
+from lyc_fx.passes.splice import Splice
 from lyc_fx.plan import Plan
 from lyc_fx.program import captured, facts, history
 from lyc_fx.report import NothingChanged, Report
@@ -41,7 +50,7 @@ def splice(
     without a weight become entries of `lyc_fx.report(result)`. Warns with NothingChanged where nothing was inserted.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
-    adapted = pipeline.run(gm, pipeline.find("splice", stack=stack, strict=strict))
+    adapted = pipeline.run(gm, Splice(stack, strict))
     if not history(adapted)[-1].fired:
         given = report(adapted)
         idle = "the strength is 0, or the program reads none of the adapted weights" if given.applied else None
@@ -50,22 +59,27 @@ def splice(
     return adapted
 
 
-def lower(adapted: GraphModule, plan: Plan | None = None, *, check: bool = False) -> GraphModule:
+def lower(
+    adapted: GraphModule, plan: Plan | None = None, *, passes: Iterable[PassBase] = (), check: bool = False
+) -> GraphModule:
     """Make an adapted program quick to run unfolded.
 
     Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
     stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`).
     `lyc_fx.history(result)` says how often each pass and rule fired, and why rules did not.
 
+    `passes` are further ones that run after these, each a `torch.fx.passes.infra.pass_base.PassBase`. They get a copy,
+    and what they make of it is verified as for our own: see `lyc_fx.passes`.
+
     `check` runs the program before and after each pass on random inputs, at two values of every size that may vary,
     and raises InvalidGraph with the pass, the rule and the first node that differs (`lyc_fx.validation`).
     """
     if plan is not None and not isinstance(plan, Plan):
         raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
+    further = _passes(passes)
     chosen = (plan or Plan.default(captured(adapted))).chains
-    tidy = pipeline.find("canonicalize")
-    passes = tidy, pipeline.find("distribute", sites=chosen), pipeline.find("narrow"), tidy
-    return pipeline.run(adapted, *passes, check=check)
+    own = Canonicalize(), Distribute(chosen), Narrow(), Canonicalize()
+    return pipeline.run(adapted, *own, *further, check=check)
 
 
 def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = False) -> GraphModule:
@@ -76,9 +90,30 @@ def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = F
     Raises InvalidGraph for a program that was lowered, or whose weights have no values; BadAdapter for a base weight
     that holds NaN or infinity (unless `allow_nonfinite`), and for a merged one that overflows.
     """
-    return pipeline.run(adapted, pipeline.find("fold", allow_nonfinite=allow_nonfinite), check=check)
+    return pipeline.run(adapted, Fold(allow_nonfinite), check=check)
+
+
+def evaluate(program: GraphModule) -> GraphModule:
+    """The exact evaluation graph of a program that was captured in training mode, with or without adapters.
+
+    Dropout goes, batch norm uses its running statistics and leaves them alone. What the model's own code does
+    where it asks `self.training` was fixed by the capture. The other way round is impossible. Raises WrongArgument.
+    """
+    return pipeline.run(program, Evaluate())
 
 
 def report(gm: GraphModule) -> Report:
     """What splice applied where. Raises WrongArgument."""
     return facts(captured(gm)).report or Report(())
+
+
+def _passes(given: Any) -> tuple[PassBase, ...]:
+    """Raises WrongArgument for what is no list of passes."""
+    if isinstance(given, PassBase) or not isinstance(given, Iterable):
+        raise WrongArgument(f"passes is a list of passes, not {type(given).__name__}")
+    found = tuple(given)
+    for each in found:
+        if not isinstance(each, PassBase):
+            what = f"the class {each.__name__}: make one" if isinstance(each, type) else type(each).__name__
+            raise WrongArgument(f"a pass is an instance of torch.fx.passes.infra.pass_base.PassBase, not {what}")
+    return found

@@ -1,5 +1,23 @@
-"""The rewrites: one pass per file, imported as `lyc_fx.passes.<name>`, class `<Name>`.
+"""The rewrites of captured programs: one pass per file, class `<Name>` of `lyc_fx.passes.<name>`.
 
-A pass is a frozen dataclass, its fields are its options. It changes the graph that it gets, and records what it
-did with `lyc_fx.pipeline.done`; the pipeline hands it a copy, and verifies the result.
+| pass | what it does |
+|---|---|
+| `splice.Splice` | `W` becomes `round(W + Σ change)`: weight space |
+| `canonicalize.Canonicalize` | what means nothing goes; one order of sums |
+| `distribute.Distribute` | from weight space to chains on activations |
+| `narrow.Narrow` | formulas that stay with the weight are computed in float32 |
+| `fold.Fold` | adapted weights are evaluated, and stored under their own names |
+| `evaluate.Evaluate` | a training program becomes the evaluation program |
+
+**Writing one.** A pass is a `torch.fx.passes.infra.pass_base.PassBase`; ours are frozen dataclasses whose fields are
+their options. It changes the graph that it gets, which is a copy, and returns `lyc_fx.pipeline.done(gm, name, fired,
+misses, rules)`, which records what it did in the program's history; a plain `PassResult` will do, also with another
+module. `lyc_fx.lower(adapted, passes=[MyPass()])` runs it after our own, and `lyc_fx.pipeline.run(program, MyPass())`
+alone. Either verifies the result: a well-formed graph, shapes and dtypes as they were; with `check=True` the numbers.
+
+`lyc_fx.rewrite` has patterns, rules and a driver that applies them to a fixpoint, and `Emit` for new nodes, which have
+fake values and the provenance of their layer. Nodes that lyc-fx inserted are marked by `lyc_fx.rewrite.EMITTED` in
+`node.meta`; a pass should leave the model's own alone unless it is about them.
+
+A pass never imports another; `lyc_fx/roads.py` puts them together.
 """

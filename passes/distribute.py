@@ -17,6 +17,7 @@ from lyc_fx.layers import sites, transpose_of, weight_of
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK
 from lyc_fx.rewrite import EMITTED, rewrite
+from lyc_fx.steps import Missed
 
 aten = torch.ops.aten
 
@@ -79,7 +80,7 @@ def _merged(node: Node) -> Node:
     return node
 
 
-def _elsewhere(gm: GraphModule) -> Iterator[str]:
+def _elsewhere(gm: GraphModule) -> Iterator[Missed]:
     """The model's own nodes that read an adapted parameter, but not as the weight of a layer of the table."""
     for node in gm.graph.nodes:
         if node.op != "call_function" or node.meta.get(EMITTED) or transpose_of(node) is not None:
@@ -89,4 +90,5 @@ def _elsewhere(gm: GraphModule) -> Iterator[str]:
             if source is weight or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
                 continue
             if all(n.op != "placeholder" for n in _cone(source)):
-                yield f"{node.name}: {node.target} does not read {source.name} as the weight of a layer with chains"
+                reason = f"{node.target} does not read {source.name} as the weight of a layer with chains"
+                yield Missed("", node.name, reason)

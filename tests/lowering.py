@@ -49,7 +49,7 @@ def fired(program: GraphModule, name: str = "distribute") -> int:
 
 
 def misses(program: GraphModule) -> list[str]:
-    return [miss for step in lyc_fx.history(program) for miss in step.misses]
+    return [str(miss) for step in lyc_fx.history(program) for miss in step.misses]
 
 
 def same_numbers(after: GraphModule, before: GraphModule, case: Case) -> None:

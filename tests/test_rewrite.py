@@ -7,6 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.rewrite import Bindings, Either, Emit, Miss, Op, Rule, Var, arguments, rewrite
+from lyc_fx.steps import Missed
 
 aten = torch.ops.aten
 X = torch.randn(3, 3)
@@ -75,7 +76,8 @@ def test_the_reason_of_a_rule_is_reported_for_the_nodes_asked_about() -> None:
     rule = Rule("never", Op(aten.mul.Tensor, Var("x"), ...), never)
     program = graph_of(formula)
     fired = rewrite(program, [rule], explain=lambda node: node.target is aten.mul.Tensor)
-    assert fired.count == 0 and fired.misses == ("mul: never: not today",)
+    assert str(fired.misses[0]) == "mul: never: not today"
+    assert fired.count == 0 and fired.misses == (Missed("never", "mul", "not today"),)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import lyc_fx
 from lyc_fx import pipeline
-from lyc_fx.errors import InvalidGraph, LycFxError
+from lyc_fx.errors import InvalidGraph
 from lyc_fx.program import set_tensor
 from lyc_fx.rewrite import Emit
 from lyc_fx.symbolic import difference
@@ -113,8 +113,3 @@ def test_proving_adds_no_guard() -> None:
     before = len(environment.guards)
     difference((x.meta["val"].shape[2],), (x.meta["val"].shape[3],))
     assert len(environment.guards) == before
-
-
-def test_an_unknown_pass_is_named() -> None:
-    with pytest.raises(LycFxError, match="there is no pass polish"):
-        pipeline.find("polish")

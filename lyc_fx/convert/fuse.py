@@ -7,12 +7,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
 from lyc_fx.families.full import Full
 from lyc_fx.families.locon import LoCon
 from lyc_fx.families.loha import LoHa
-from lyc_fx.families.tensors import matrix
 
 
 @final

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import Adapter
-from lyc_fx.families.additive import Additive
 from lyc_fx.families.locon import LoCon
-from lyc_fx.families.tensors import matrix
+from lyc_fx.families.shaped import Additive
 
 
 def truncated(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon, float]:

@@ -6,11 +6,11 @@ from pkgutil import iter_modules
 
 import torch
 
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.families.adapter import Adapter, Convention, Strength
-from lyc_fx.families.additive import Additive
 from lyc_fx.families.effect import Effect
 from lyc_fx.families.merged import Change, compute_dtype, merged
-from lyc_fx.families.shapes import Shape
+from lyc_fx.families.shaped import Additive
 
 __all__ = [
     "FAMILIES",

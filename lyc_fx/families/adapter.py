@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.finite import all_finite, finite
-from lyc_fx.families.shapes import Shape
 
 if TYPE_CHECKING:
     from lyc_fx.families.locon import LoCon

@@ -6,8 +6,8 @@ from math import prod
 
 import torch
 
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.families.merged import Change
-from lyc_fx.families.shapes import Shape
 
 BLOCK = 1 << 19
 """Elements of a block: a constant, so that results do not depend on memory or threads."""

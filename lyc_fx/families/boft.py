@@ -5,10 +5,10 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.orthogonal import Orthogonal
-from lyc_fx.families.shapes import Shape
 
 
 @final
@@ -35,7 +35,7 @@ class BOFT(Orthogonal):
 
     def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
         stages, count, size, _ = self.blocks.shape
-        rotations = self.partial_rotation(weight.shape[0], strength)
+        rotations = self.turns(weight.shape[0], strength)
         rows = weight.flatten(1)
         for stage in range(stages):
             stride = 2**stage * size // 2
@@ -53,4 +53,4 @@ class BOFT(Orthogonal):
             size //= 2
         count = shape[0] // size
         shapes = {"blocks": (count.bit_length(), count, size, size), "rescale": (shape[0], *(1 for _ in shape[1:]))}
-        return {name: shapes[name] for name in layout}
+        return {name: shapes[name] for name in cls.suffixes if name in layout}

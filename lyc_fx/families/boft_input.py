@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Self, final
 
-import torch
 from torch import Tensor
 
+from lyc_fx.algebra.rotations import cayley, skew
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, matrix_dims
 
 
 @final
@@ -71,10 +71,7 @@ class InputBOFT(Adapter):
         return replace(self, gain=self.gain.reshape(-1)[start:stop])
 
     def _partial_rotation(self, strength: Strength) -> Tensor:
-        skew = (self.blocks - self.blocks.transpose(-1, -2)) / 2
-        identity = torch.ones_like(skew[..., 0]).diag_embed()
-        rotation = torch.linalg.solve(identity + skew, identity - skew)
-        return identity + strength * (rotation - identity)
+        return cayley(-skew(self.blocks) / 2, strength)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

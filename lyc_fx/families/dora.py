@@ -1,17 +1,19 @@
 """DoRA: weight decomposition into magnitude and direction (arXiv:2402.09353), a modifier of additive families."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra import Dims, Shape, dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.additive import Additive
-from lyc_fx.families.shapes import Shape
+from lyc_fx.families.shaped import Additive, layouts_of
+
+if TYPE_CHECKING:
+    from lyc_fx.families.locon import LoCon
 
 DORA: Mapping[str, str] = {"magnitude": "dora_scale"}
 """The suffix that a family which may be decomposed adds to its own."""
@@ -19,8 +21,9 @@ _EPSILON = torch.finfo(torch.float32).eps
 """LyCORIS adds the epsilon of dora_scale's dtype to the norm; it trains and loads that in float32."""
 
 
-def decomposed(*layouts: frozenset[str]) -> tuple[frozenset[str], ...]:
-    """The layouts of a family, each without and with a magnitude."""
+def decomposed(variants: Mapping[str, Dims]) -> tuple[frozenset[str], ...]:
+    """The layouts of a family of these variants, each without and with a magnitude."""
+    layouts = layouts_of(variants)
     return (*layouts, *(layout | {"magnitude"} for layout in layouts))
 
 
@@ -39,65 +42,66 @@ class Decomposable(Additive):
 
     magnitude: Tensor | None = None
 
-    @abstractmethod
-    def fit_product(self, shape: Shape) -> None:
-        """Raise BadAdapter unless the factors besides the magnitude fit a weight of this shape."""
+    ranked: ClassVar[tuple[str, ...]]
+    """Factors whose first size is the rank: the first of them that is present"""
 
-    @classmethod
-    @abstractmethod
-    def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        """`factor_shapes` besides the magnitude."""
+    @property
+    def rank(self) -> int | None:
+        return next((factor.shape[0] for name in self.ranked if (factor := getattr(self, name)) is not None), None)
+
+    @property
+    @final
+    def uses_alpha(self) -> bool:
+        return self.rank is not None
 
     @property
     @final
     def additive(self) -> bool:
         return self.magnitude is None
 
+    @property
     @final
-    def with_dora(self, variant: str) -> str:
-        """The variant's name with the decomposition named."""
-        return ", ".join(filter(None, (variant, "dora" if self.magnitude is not None else "")))
+    def variant(self) -> str:
+        return ", ".join(filter(None, (super().variant, "dora" if self.magnitude is not None else "")))
 
     @final
     def inert(self, strength: float) -> bool:
         return strength == 0 and (self.magnitude is None or self.convention == "interpolate")
 
-    @final
     def fit(self, shape: Shape) -> None:
-        self.fit_product(shape)
+        super().fit(shape)
         if self.magnitude is not None:
             _kept(self.magnitude, shape)
 
     @final
     def row_step(self, shape: Shape, at_most: int) -> int | None:
-        per_input = self.magnitude is not None and _kept(self.magnitude, shape) != 0
-        return None if per_input else self.product_step(at_most)
-
-    def product_step(self, at_most: int) -> int:
-        """`row_step` besides the magnitude."""
-        return at_most
+        return None if self._axis(shape) == 1 else super().row_step(shape, at_most)
 
     @final
-    def magnitude_rows(self, start: int, stop: int, shape: Shape) -> Tensor | None:
-        """The magnitude's part for some output rows. Raises BadAdapter for one per input."""
-        if self.magnitude is None:
-            return None
-        if _kept(self.magnitude, shape) != 0:
+    def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
+        if self._axis(shape) == 1:
             raise BadAdapter(
                 "a magnitude per input is taken over all rows of a fused weight, and the model has them apart"
             )
-        return self.magnitude[start:stop]
+        cut = super().rows(start, stop, shape)
+        if self.magnitude is None or not isinstance(cut, type(self)):  # else it was cut with the factors
+            return cut
+        return replace(cut, magnitude=self.magnitude[start:stop])
 
     @final
-    def columns(self, start: int, stop: int, shape: Shape) -> "Adapter | None":
-        if self.magnitude is None:
-            return self.product_columns(start, stop, shape)
-        cut = self.product_columns(start, stop, shape) if _kept(self.magnitude, shape) == 1 else None
-        return None if cut is None else replace(cut, magnitude=self.magnitude[:, start:stop])
+    def columns(self, start: int, stop: int, shape: Shape) -> Adapter | None:
+        if self._axis(shape) == 0:
+            return None
+        cut = dims.of_columns(self.shapes, self.factors(), start, stop, shape)
+        if cut is not None and self.magnitude is not None:
+            cut["magnitude"] = self.magnitude[:, start:stop]
+        return None if cut is None else self.with_factors(cut)
 
-    def product_columns(self, start: int, stop: int, shape: Shape) -> "Decomposable | None":
-        """`columns` besides the magnitude."""
-        return None
+    def low_rank(self, shape: Shape) -> "LoCon":
+        """In float64: `lyc_fx.algebra.Structure.pair`."""
+        from lyc_fx.families.locon import LoCon  # which is such a family itself
+
+        return LoCon.of(*self.to(torch.float64).expression().pair(), shape, like=self)
 
     @final
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
@@ -118,14 +122,18 @@ class Decomposable(Additive):
     @final
     def apply_to(self, weight: Tensor, strength: float) -> None:
         if self.magnitude is None:
-            self.add_to(weight, strength * self.scale)
+            super().apply_to(weight, strength)
             return
         before = weight.clone() if self.convention == "interpolate" and strength != 1 else None
-        self.add_to(weight, self.scale)
+        self.expression().add_to(weight, self.scale)
         ratio = self._ratio(weight)
         weight *= ratio * strength if self.convention == "interpolate" else 1 + strength * (ratio - 1)
         if before is not None:
             weight.add_(before, alpha=1 - strength)
+
+    def _axis(self, shape: Shape) -> int | None:
+        """The dimension that has a magnitude per index; None without one."""
+        return None if self.magnitude is None else _kept(self.magnitude, shape)
 
     def _ratio(self, direction: Tensor) -> Tensor:
         """m / (‖V‖ + ε)"""
@@ -138,7 +146,7 @@ class Decomposable(Additive):
     @classmethod
     @final
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        shapes = cls.product_shapes(shape, layout - {"magnitude"}, rank)
+        shapes = super().factor_shapes(shape, layout - {"magnitude"}, rank)
         if "magnitude" not in layout:
             return shapes
         axis = rank % 2  # so that random adapters come with both axes

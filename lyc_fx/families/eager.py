@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lyc_fx.families.additive import Additive
 from lyc_fx.families.blocks import BLOCK, on_columns, on_rows, pieces
 from lyc_fx.families.merged import Change, merged, sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
+from lyc_fx.families.shaped import Additive
 from lyc_fx.families.widen import widened
 
 

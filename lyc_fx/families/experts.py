@@ -5,10 +5,9 @@ from typing import Literal, final
 
 from torch import Tensor
 
+from lyc_fx.algebra import Batched, Shape, Structure
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.additive import Additive
-from lyc_fx.families.shapes import Shape
-from lyc_fx.families.tensors import shaped
+from lyc_fx.families.shaped import Additive, layouts_of
 
 
 @final
@@ -23,7 +22,8 @@ class Experts(Additive):
 
     name = "experts"
     suffixes = {"up": "experts_up", "down": "experts_down"}
-    layouts = (frozenset({"up", "down"}),)
+    variants = {"": {"up": "experts out r", "down": "experts r in"}}
+    layouts = layouts_of(variants)
 
     up: Tensor
     """`(experts, out, r)`"""
@@ -60,11 +60,8 @@ class Experts(Additive):
             return replace(self, up=self.up[:, start:stop])
         return replace(self, up=self.up[start:stop], down=self.down[start:stop])
 
-    def product(self, shape: Shape) -> Tensor:
-        up, down = self.up, self.down
-        if self.turned or shape[-1] != down.shape[2]:
-            up, down = down.transpose(1, 2), up.transpose(1, 2)
-        return shaped(up @ down, shape)
+    def expression(self) -> Structure:
+        return Batched(self.up, self.down, turned=bool(self.turned))
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

@@ -6,9 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.families.additive import Additive
-from lyc_fx.families.shapes import Shape, expect
-from lyc_fx.families.tensors import shaped
+from lyc_fx.algebra import Dense, Shape, Structure
+from lyc_fx.families.shaped import Additive, layouts_of
 
 
 @final
@@ -19,32 +18,17 @@ class Full(Additive):
     name = "full"
     suffixes = {"diff": "diff"}
     bias_suffixes = {"diff": "diff_b"}
-    layouts = (frozenset({"diff"}),)
+    variants = {"": {"diff": "weight"}}
+    layouts = layouts_of(variants)
     vectors = frozenset({"diff"})
+    uses_alpha = False
 
     diff: Tensor
-
-    @property
-    def uses_alpha(self) -> bool:
-        return False
 
     def fit(self, shape: Shape) -> None:
         flat = (shape[0], prod(shape[1:])) if shape else ()
         if tuple(self.diff.shape) != flat:  # an extraction's residual is stored as a matrix
-            expect("the difference", self.diff.shape, shape)
+            super().fit(shape)
 
-    def weight_shape(self) -> tuple[int, ...]:
-        return tuple(self.diff.shape)
-
-    def row_step(self, shape: Shape, at_most: int) -> int:
-        return at_most
-
-    def rows(self, start: int, stop: int, shape: Shape) -> "Full":
-        return Full(diff=self.diff[start:stop])
-
-    def product(self, shape: Shape) -> Tensor:
-        return shaped(self.diff, shape)
-
-    @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        return {"diff": tuple(shape)}
+    def expression(self) -> Structure:
+        return Dense(self.diff)

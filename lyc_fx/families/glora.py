@@ -5,14 +5,15 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix
+from lyc_fx.algebra import Dims, Shape
+from lyc_fx.algebra.tensors import low_rank, matrix
+from lyc_fx.families.adapter import Strength
+from lyc_fx.families.shaped import Shaped, layouts_of
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GLoRA(Adapter):
+class GLoRA(Shaped):
     """`W' = W + s · alpha/r · (W·A + B)`, `A = a1 @ a2` over the input channels, `B = b1 @ b2`:
     `(W·A)[o,j,κ] = Σ_i W[o,i,κ] · A[i,j]`.
 
@@ -22,7 +23,11 @@ class GLoRA(Adapter):
 
     name = "glora"
     suffixes = {"a1": "a1.weight", "a2": "a2.weight", "b1": "b1.weight", "b2": "b2.weight"}
-    layouts = (frozenset({"a1", "a2", "b1", "b2"}),)
+    variants = {
+        "": {"a1": "in r 1", "a2": "r in 1", "b1": "out r 1", "b2": "r in kernel"},
+        "old orientation": {"a1": "r in 1", "a2": "in r 1", "b1": "r in kernel", "b2": "out r 1"},
+    }
+    layouts = layouts_of({"": variants[""]})
 
     a1: Tensor
     """`(in, r, 1…)`; old: `(r, in, 1…)`"""
@@ -53,27 +58,16 @@ class GLoRA(Adapter):
     def variant(self) -> str:
         return "old orientation" if self._old else ""
 
+    @property
+    def shapes(self) -> Dims:
+        return self.variants[self.variant]
+
     def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1, a2, b1, b2 in the new orientation."""
         return (self.a2, self.a1, self.b2, self.b1) if self._old else (self.a1, self.a2, self.b1, self.b2)
 
     def oriented(self, stored: Shape, transposed: bool) -> "GLoRA":
         return self if len(stored) < 2 else replace(self, inputs=stored[0 if transposed else 1])
-
-    def fit(self, shape: Shape) -> None:
-        out, inner, taps = matrix_dims(shape)
-        a1, a2, b1, b2 = self._pairs()
-        expect_matrix("a1.weight", a1, (inner, self.rank))
-        expect_matrix("a2.weight", a2, (self.rank, inner))
-        expect_matrix("b1.weight", b1, (out, self.rank))
-        expect_matrix("b2.weight", b2, (self.rank, inner * taps))
-        expect_kernel("b2.weight", b2, shape)
-
-    def row_step(self, shape: Shape, at_most: int) -> int:
-        return at_most
-
-    def rows(self, start: int, stop: int, shape: Shape) -> "GLoRA":
-        return replace(self, b2=self.b2[start:stop]) if self._old else replace(self, b1=self.b1[start:stop])
 
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         a1, a2, b1, b2 = map(matrix, self._pairs())
@@ -87,15 +81,3 @@ class GLoRA(Adapter):
     def _mix(weight: Tensor, mixing: Tensor) -> Tensor:
         """`Σ_i W[o,i,κ] · A[i,j]` for a convolution."""
         return (mixing.t() @ weight.flatten(2)).reshape(weight.shape)
-
-    @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        matrix_dims(shape)
-        out, inner, *kernel = shape
-        ones = [1] * len(kernel)
-        return {
-            "a1": (inner, rank, *ones),
-            "a2": (rank, inner, *ones),
-            "b1": (out, rank, *ones),
-            "b2": (rank, inner, *kernel),
-        }

@@ -5,9 +5,9 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, matrix_dims
 
 
 @final

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import final
 
-import torch
 from torch import Tensor
 
+from lyc_fx.algebra import Low, Shape, Structure, Tucker
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
-from lyc_fx.families.shapes import Shape, expect_kernel, expect_matrix, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix, some_inputs, tucker, with_core
 
 
 @final
@@ -24,7 +23,12 @@ class LoCon(Decomposable):
 
     name = "locon"
     suffixes = {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight", **DORA}
-    layouts = decomposed(frozenset({"up", "down"}), frozenset({"up", "down", "mid"}))
+    variants = {
+        "": {"up": "out r 1", "down": "r in kernel"},
+        "tucker": {"up": "out p 1", "down": "q in 1", "mid": "p q kernel"},
+    }
+    layouts = decomposed(variants)
+    ranked = ("down",)
 
     up: Tensor
     """`(out, r, 1…)`"""
@@ -37,47 +41,26 @@ class LoCon(Decomposable):
     def rank(self) -> int:
         return self.down.shape[0]
 
-    @property
-    def variant(self) -> str:
-        return self.with_dora("" if self.mid is None else "tucker")
-
-    def fit_product(self, shape: Shape) -> None:
-        out, inner, taps = matrix_dims(shape)
+    def expression(self) -> Structure:
         if self.mid is None:
-            self._refuse_grouped(shape)
-            expect_matrix("lora_up.weight", self.up, (out, self.rank))
-            expect_matrix("lora_down.weight", self.down, (self.rank, inner * taps))
-            expect_kernel("lora_down.weight", self.down, shape)
-        else:
-            if self.mid.dim() != len(shape):
-                raise BadAdapter(f"lora_mid.weight is {tuple(self.mid.shape)}, the weight is {tuple(shape)}")
-            expect_matrix("lora_up.weight", self.up, (out, self.mid.shape[0]))
-            expect_matrix("lora_down.weight", self.down, (self.mid.shape[1], inner))
-            expect_kernel("lora_mid.weight", self.mid, shape)
+            return Low(self.up, self.down)
+        return Tucker(self.mid, matrix(self.up), matrix(self.down))
+
+    def fit(self, shape: Shape) -> None:
+        self._refuse_grouped(shape)
+        super().fit(shape)
 
     def _refuse_grouped(self, shape: Shape) -> None:
         """PEFT adapts a grouped convolution by an A without groups, over all inputs, and a B with them."""
-        if len(shape) < 3 or min(self.up.dim(), self.down.dim()) < 2 or not self.up.shape[1]:
+        if self.mid is not None or len(shape) < 3 or min(self.up.dim(), self.down.dim()) < 2 or not self.up.shape[1]:
             return
-        groups, rest = divmod(self.rank, self.up.shape[1])
+        groups, rest = divmod(self.down.shape[0], self.up.shape[1])
         if groups > 1 and not rest and self.down.shape[1] == groups * shape[1]:
             raise BadAdapter(
                 f"the factors {tuple(self.down.shape)} and {tuple(self.up.shape)} are PEFT's for a convolution of "
                 f"{groups} groups, where every output reads all inputs: no weight of the layer represents that (PEFT "
                 "cannot merge it either); run the model with PEFT, or leave this module out"
             )
-
-    def weight_shape(self) -> tuple[int, ...]:
-        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
-        return self.up.shape[0], self.down.shape[1], *kernel
-
-    def rows(self, start: int, stop: int, shape: Shape) -> "LoCon":
-        return replace(self, up=self.up[start:stop], magnitude=self.magnitude_rows(start, stop, shape))
-
-    def product_columns(self, start: int, stop: int, shape: Shape) -> "LoCon":
-        if self.mid is not None:
-            return replace(self, down=self.down[:, start:stop])
-        return replace(self, down=some_inputs(self.down, start, stop, shape))
 
     def compact(self) -> "LoCon":
         """Without the columns of `up` that are zero: a fused adapter that was trained as several is block-sparse."""
@@ -87,23 +70,8 @@ class LoCon(Decomposable):
         alpha = self.scale * int(used.sum()) if self.alpha else None
         return replace(self, up=self.up[:, used], down=self.down[used], alpha=alpha)
 
-    def product(self, shape: Shape) -> Tensor:
-        if self.mid is None:
-            return low_rank(self.up, self.down, shape)
-        return tucker(self.mid, matrix(self.up), matrix(self.down))
-
-    def add_to(self, weight: Tensor, scale: float) -> None:
-        if self.mid is None:
-            matrix(weight).addmm_(matrix(self.up), matrix(self.down), alpha=scale)
-        else:
-            super().add_to(weight, scale)
-
     def low_rank(self, shape: Shape) -> "LoCon":
-        if self.mid is None:
-            return self
-        exact = self.to(torch.float64)
-        assert exact.mid is not None
-        return LoCon.of(*with_core(exact.mid, matrix(exact.up).t(), matrix(exact.down)), shape, like=self)
+        return self if self.mid is None else super().low_rank(shape)
 
     @classmethod
     def of(cls, up: Tensor, down: Tensor, shape: Shape, like: Decomposable) -> "LoCon":
@@ -116,14 +84,3 @@ class LoCon(Decomposable):
             alpha=like.scale * down.shape[0],
             convention=like.convention,
         )
-
-    @classmethod
-    def product_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        matrix_dims(shape)
-        out, inner, *kernel = shape
-        ones = [1] * len(kernel)
-        if "mid" not in layout:
-            return {"up": (out, rank, *ones), "down": (rank, inner, *kernel)}
-        if not kernel:
-            raise BadAdapter("a Tucker core needs a convolution")
-        return {"up": (out, rank, *ones), "down": (rank, inner, *ones), "mid": (rank, rank, *kernel)}

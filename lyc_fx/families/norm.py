@@ -5,9 +5,9 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra import Dense, Shape, Structure
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.additive import Additive
-from lyc_fx.families.shapes import Shape, expect
+from lyc_fx.families.shaped import Additive, layouts_of
 
 
 @final
@@ -18,33 +18,19 @@ class Norm(Additive):
     name = "norm"
     suffixes = {"difference": "w_norm"}
     bias_suffixes = {"difference": "b_norm"}
-    layouts = (frozenset({"difference"}),)
+    variants = {"": {"difference": "weight"}}
+    layouts = layouts_of(variants)
     vectors = frozenset({"difference"})
+    uses_alpha = False
 
     difference: Tensor
     """`(channels)`"""
 
-    @property
-    def uses_alpha(self) -> bool:
-        return False
-
-    def fit(self, shape: Shape) -> None:
-        expect("the difference", self.difference.shape, shape)
-
-    def weight_shape(self) -> tuple[int, ...]:
-        return tuple(self.difference.shape)
-
-    def row_step(self, shape: Shape, at_most: int) -> int:
-        return at_most
-
-    def rows(self, start: int, stop: int, shape: Shape) -> "Norm":
-        return Norm(difference=self.difference[start:stop])
-
-    def product(self, shape: Shape) -> Tensor:
-        return self.difference
+    def expression(self) -> Structure:
+        return Dense(self.difference)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         if len(shape) != 1:
             raise BadAdapter("a normalization layer's weight has one dimension")
-        return {"difference": tuple(shape)}
+        return super().factor_shapes(shape, layout, rank)

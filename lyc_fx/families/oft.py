@@ -5,11 +5,11 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.dims import factorization
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.lokr import factorization
 from lyc_fx.families.orthogonal import Orthogonal
-from lyc_fx.families.shapes import Shape
 
 
 @final
@@ -30,7 +30,7 @@ class DiagOFT(Orthogonal):
 
     def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
         count, size = self.blocks.shape[:2]
-        rotation = self.partial_rotation(weight.shape[0], strength).transpose(-1, -2)
+        rotation = self.turns(weight.shape[0], strength).transpose(-1, -2)
         return (rotation @ weight.reshape([count, size, -1])).reshape(weight.shape)
 
     def row_step(self, shape: Shape, at_most: int) -> int | None:
@@ -53,4 +53,4 @@ class DiagOFT(Orthogonal):
         if size == 1:  # a prime number of rows: blocks of 1 would rotate nothing
             size, count = count, size
         shapes = {"blocks": (count, size, size), "rescale": (shape[0], *(1 for _ in shape[1:]))}
-        return {name: shapes[name] for name in layout}
+        return {name: shapes[name] for name in cls.suffixes if name in layout}

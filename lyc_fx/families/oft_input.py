@@ -6,9 +6,10 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.rotations import cayley, neumann, skew
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, matrix_dims
 
 _MOST_TERMS = 100
 """PEFT's default is 5; each costs a product of blocks"""
@@ -19,10 +20,8 @@ _MOST_TERMS = 100
 class InputOFT(Adapter):
     """`W'[:, block j] = W[:, block j] · (I + s · (R_j - I))ᵀ`, in·kernel = n · b columns in n blocks of b.
 
-    With `Q = B - Bᵀ`, R is PEFT's series in Q of so many terms, or without terms Cayley's map of the other sign:
-
-        terms t ≥ 5:  R = I + 2Q + 2Q² + … + 2Q^(t-2) + Q^(t-1)        t = 0:  R = (I - Q)(I + Q)⁻¹
-        terms 3, 4:   R = I + 2Q + 2Q² + Q³                            t = 2:  R = I + 2Q,   t = 1:  R = I
+    With `Q = B - Bᵀ`, R is PEFT's series in Q of so many terms (`lyc_fx.algebra.rotations.neumann`), or without terms
+    Cayley's map of the other sign, `R = (I - Q)(I + Q)⁻¹`.
 
     `alpha` is a bound (COFT), no scale: a Q of norm above `alpha / √(number of stored blocks)` is shrunk to it.
     """
@@ -62,9 +61,7 @@ class InputOFT(Adapter):
             raise BadAdapter(f"oft_R has {count} blocks of {size}, the weight {inner * taps} input columns")
 
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        rotation = self.rotation()
-        identity = torch.ones_like(rotation[..., 0]).diag_embed()
-        turn = identity + strength * (rotation - identity)
+        turn = self.turns(strength)
         columns = weight.reshape([weight.shape[0], -1, self.blocks.shape[1]]).transpose(0, 1)  # (n, out, b)
         return (columns @ turn.transpose(-1, -2)).transpose(0, 1).reshape(weight.shape)
 
@@ -74,21 +71,13 @@ class InputOFT(Adapter):
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return self
 
-    def rotation(self) -> Tensor:
-        """R, `(n, b, b)`."""
-        skew = self.blocks - self.blocks.transpose(-1, -2)
+    def turns(self, strength: Strength) -> Tensor:
+        """`I + s · (R - I)`, `(n, b, b)`."""
+        turn = skew(self.blocks)
         if self.alpha:
-            norm = torch.linalg.vector_norm(skew, dim=(-2, -1), keepdim=True)
-            skew = skew * (self.alpha / self.blocks.shape[0] ** 0.5 / norm).clamp(max=1.0)
-        identity = torch.ones_like(skew[..., 0]).diag_embed()
-        if not self.terms:
-            return torch.linalg.solve(identity + skew, identity - skew)  # the two factors of R commute
-        total, power = identity, identity
-        last = {1: 0, 2: 1}.get(int(self.terms), max(int(self.terms) - 1, 3))
-        for exponent in range(1, last + 1):
-            power = power @ skew
-            total = total + (power if exponent == last > 1 else 2 * power)
-        return total
+            norm = torch.linalg.vector_norm(turn, dim=(-2, -1), keepdim=True)
+            turn = turn * (self.alpha / self.blocks.shape[0] ** 0.5 / norm).clamp(max=1.0)
+        return neumann(turn, int(self.terms), strength) if self.terms else cayley(-turn, strength)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

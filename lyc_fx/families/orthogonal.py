@@ -7,9 +7,10 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.rotations import cayley, skew
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, matrix_dims
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,16 +76,13 @@ class Orthogonal(Adapter):
         return rotated * (rescale if self.convention == "lycoris" else 1 + strength * (rescale - 1))
 
     @final
-    def partial_rotation(self, out: int, strength: Strength) -> Tensor:
+    def turns(self, out: int, strength: Strength) -> Tensor:
         """`I + s · (R - I)` for each block, with Cayley's `R = (I + Q)(I - Q)⁻¹`, `Q = B - Bᵀ`.
 
         With a constraint c, Q is shrunk to the norm `c · out` (over all blocks) where it exceeds that.
         """
-        skew = self.blocks - self.blocks.transpose(-1, -2)
+        turn = skew(self.blocks)
         if self.alpha:
-            norm = torch.linalg.vector_norm(skew) + 1e-8
-            skew = skew * (self.alpha * out / norm).clamp(max=1.0)
-        identity = torch.ones_like(skew[..., 0]).diag_embed()  # in whatever dtype the blocks are traced or run
-        # R commutes with (I - Q)⁻¹, so that solving from the left gives the same matrix.
-        rotation = torch.linalg.solve(identity - skew, identity + skew)
-        return identity + strength * (rotation - identity)
+            norm = torch.linalg.vector_norm(turn) + 1e-8
+            turn = turn * (self.alpha * out / norm).clamp(max=1.0)
+        return cayley(turn, strength)

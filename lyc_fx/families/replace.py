@@ -5,13 +5,14 @@ from typing import Self, final
 
 from torch import Tensor
 
-from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect
+from lyc_fx.algebra import Shape
+from lyc_fx.families.adapter import Strength
+from lyc_fx.families.shaped import Shaped, layouts_of
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Replace(Adapter):
+class Replace(Shaped):
     """`W' = (1 - s) · W + s · V`, for a parameter of any shape.
 
     This is W + s (V - W) with another rounding: at strength 1 it is V itself, also where V - W has no exact
@@ -21,31 +22,16 @@ class Replace(Adapter):
     name = "replace"
     suffixes = {"value": "set_weight"}
     bias_suffixes = {"value": "set_bias"}
-    layouts = (frozenset({"value"}),)
+    variants = {"": {"value": "weight"}}
+    layouts = layouts_of(variants)
+    uses_alpha = False
     vectors = frozenset({"value"})
 
     value: Tensor
     """V, in the shape of the parameter"""
 
-    @property
-    def uses_alpha(self) -> bool:
-        return False
-
     def oriented(self, stored: Shape, transposed: bool) -> Self:
         return replace(self, value=self.value.t()) if transposed and self.value.shape == tuple(stored) else self
 
-    def fit(self, shape: Shape) -> None:
-        expect("the value", self.value.shape, shape)
-
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 - strength) + self.value * strength
-
-    def row_step(self, shape: Shape, at_most: int) -> int:
-        return at_most
-
-    def rows(self, start: int, stop: int, shape: Shape) -> Self:
-        return replace(self, value=self.value[start:stop])
-
-    @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        return {"value": tuple(shape)}

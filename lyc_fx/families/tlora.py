@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.shapes import Shape, expect, expect_matrix, matrix_dims
+from lyc_fx.algebra.tensors import low_rank, matrix, shaped
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
-from lyc_fx.families.shapes import Shape, expect, expect_matrix, matrix_dims
-from lyc_fx.families.tensors import low_rank, matrix, shaped
 
 _OVERLAP = 0.5
 

@@ -9,17 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+from lyc_fx.system import ask
+
 WINDOW = 1 << 26
 """Bytes ahead of what is read"""
 _STEP = 1 << 23
 """Bytes that are asked for at once, where nothing is read meanwhile"""
-
-
-def ask(file: int, position: int, size: int) -> None:
-    """Ask for some bytes of a file. Returns before they are there, unless the disk has enough to do."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
-        with suppress(OSError):  # a file system that cannot
-            os.posix_fadvise(file, position, size, os.POSIX_FADV_WILLNEED)
 
 
 def begin(path: Path, most: int = 1 << 30) -> None:

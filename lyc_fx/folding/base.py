@@ -135,7 +135,7 @@ def _hidden(path: Path) -> bool:
 def _check(index: Path) -> None:
     """Raise BadFile where an index names a shard that is not there: a download that is not complete."""
     try:
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         missing = sorted(name for name in shards if not (index.parent / name).is_file())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{index}: is no index of shards: {error}") from error

@@ -1,6 +1,5 @@
 """What a fold writes into each file of the output."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lyc_fx.binding import Binding
-from lyc_fx.files import sync
 from lyc_fx.folding.base import Base, Part
 from lyc_fx.folding.given import Given
 from lyc_fx.folding.header import Layout, Stored, laid_out
@@ -20,6 +18,7 @@ from lyc_fx.folding.provenance import Provenance
 from lyc_fx.folding.run import Progress, one_thread_each, read_back, run
 from lyc_fx.folding.sink import Sink
 from lyc_fx.folding.ties import Tie
+from lyc_fx.system import reserve, sync_path
 
 
 @final
@@ -74,7 +73,8 @@ class Fold:
         own = Layout(layout.header, layout.tensors[: len(kept.tensors)])
         work = jobs(kept, own, {name: cut for name, cut in cuts.items() if cut is not None})
         if target is not None:
-            _reserve(target, layout.bytes)
+            with target.open("r+b") as file:  # a full disk is found out before the work
+                reserve(file.fileno(), layout.bytes)
         waiting = self.memory // 4  # the rest is for blocks in work
         with Sink(target, layout.bytes, waiting, checksums=self.verify) as sink:
             sink.put(0, layout.header)
@@ -82,13 +82,5 @@ class Fold:
             for stored in layout.tensors[len(kept.tensors) :]:
                 sink.put(stored.start, whole[stored.name].reshape(-1).view(torch.uint8).numpy().tobytes())
         if target is not None and sink.checksums is not None:
-            sync(target)
+            sync_path(target)
             read_back(target, sink.checksums)
-
-
-def _reserve(target: Path, size: int) -> None:
-    """A full disk is found out before the work. Raises OSError."""
-    with target.open("r+b") as file:
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
-        file.truncate(size)

@@ -1,25 +1,24 @@
 """Where the merged copies go: one file, or a folder that appears when it is whole."""
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing, sync, umask, unique
+from lyc_fx.files import replacing, umask, unique
 from lyc_fx.folding.fold import Fold
 from lyc_fx.folding.given import followed
 from lyc_fx.folding.ranks import Ranks, ranks
 from lyc_fx.folding.run import Progress
 from lyc_fx.folding.ties import untied_config
 from lyc_fx.outputs import Path_, free, move_folder
+from lyc_fx.system import held, sync_path
 
 _FINGERPRINT = ".fold.json"
 _DTYPES = ("dtype", "torch_dtype")
@@ -56,7 +55,7 @@ def _folder(target: Path, fold: Fold, all_: Ranks, *, resume: bool, progress: Pr
         with all_.together():
             if all_.first:
                 _begin(work, target, _fingerprint(fold), resume=resume)
-        with all_.together(), locked(work, alone=resume and all_.first):
+        with all_.together(), _locked(work, alone=resume and all_.first):
             for part in all_.share(fold.base.parts, lambda p: p.layout.bytes):
                 shard = work / part.inside
                 if shard.exists():  # of the run that is resumed: it was renamed when it was whole
@@ -87,9 +86,9 @@ def _begin(work: Path, target: Path, fingerprint: str, *, resume: bool) -> None:
     except OSError as error:
         raise BadFile(f"{target}: cannot be written: {error.strerror}") from error
     mark = work / _FINGERPRINT
-    if mark.exists() and mark.read_text() != fingerprint:
+    if mark.exists() and mark.read_text("utf-8") != fingerprint:
         raise BadFile(f"{work}: holds another fold that was not finished; remove it, or finish that one first")
-    mark.write_text(fingerprint)
+    mark.write_text(fingerprint, "utf-8")
 
 
 def _fingerprint(fold: Fold) -> str:
@@ -127,13 +126,13 @@ def _carry(fold: Fold, work: Path) -> None:
             _index(work / inside, fold, inside.parent)
         untied = inside in {tie.config for tie in fold.untied}
         if inside.name == "config.json" and (untied or fold.given or fold.dtype is not None):
-            config = json.loads((work / inside).read_text())
+            config = _json(work / inside)
             config = untied_config(config) if untied else config
             prefix = ".".join((*inside.parent.parts, ""))
             own = {n.removeprefix(prefix): g for n, g in fold.given.items() if n.startswith(prefix)}
             config = followed(config, own) if own else config
             config = config if fold.dtype is None else with_dtype(config, fold.dtype)
-            (work / inside).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            _write(work / inside, config)
 
 
 def with_dtype(config: Any, dtype: torch.dtype) -> Any:
@@ -146,12 +145,12 @@ def with_dtype(config: Any, dtype: torch.dtype) -> Any:
 
 def _index(index: Path, fold: Fold, folder: Path) -> None:
     """An index says where its tensors are, and how many bytes they have."""
-    content = json.loads(index.read_text())
+    content = _json(index)
     shards = [part for part in fold.base.parts if part.inside.parent == folder]
     total = sum(tensor.bytes for part in shards for tensor in fold.layout(part).tensors)
     content["metadata"] = {**content.get("metadata", {}), "total_size": total}
     content["weight_map"] = {t.name: part.inside.name for part in shards for t in part.layout.tensors}
-    index.write_text(json.dumps(content, indent=2) + "\n")
+    _write(index, content)
 
 
 def _finish(work: Path, target: Path) -> None:
@@ -160,7 +159,7 @@ def _finish(work: Path, target: Path) -> None:
         remains.unlink()
     for file in work.rglob("*"):
         if file.is_file():
-            sync(file)
+            sync_path(file)
     try:
         move_folder(work, target)
     except OSError as error:
@@ -168,14 +167,21 @@ def _finish(work: Path, target: Path) -> None:
 
 
 @contextmanager
-def locked(work: Path, *, alone: bool) -> Iterator[None]:
+def _locked(work: Path, *, alone: bool) -> Iterator[None]:
     """Hold a folder against other processes that would resume the same fold. Raises BadFile where one has it."""
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        if alone:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        try:
+            if alone:
+                stack.enter_context(held(work / _FINGERPRINT))
+        except BlockingIOError as error:
+            raise BadFile(f"{work}: {error.strerror}") from error
         yield
-    except BlockingIOError as error:
-        raise BadFile(f"{work}: another fold is at work there") from error
-    finally:
-        os.close(handle)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _write(path: Path, content: Any) -> None:
+    """The same bytes on every system."""
+    path.write_bytes((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadFile
-from lyc_fx.folding.ahead import WINDOW, ask, begin
+from lyc_fx.folding.ahead import WINDOW, begin
 from lyc_fx.folding.jobs import Compute, Copy
 from lyc_fx.folding.sink import Sink
+from lyc_fx.system import PositionFile, ask, forget
 
 Merge = Callable[[Compute, Tensor, Tensor], None]
 """Makes of the rows of a tensor as they are stored the rows as they are written"""
@@ -54,8 +55,8 @@ def run(
     `memory` bounds what the jobs that run at once may need together; one alone may always run.
     """
     begin(source, 2 * WINDOW)  # the header is not among what the jobs read
-    with open(source, "rb") as old, one_thread_each(), ThreadPoolExecutor(threads()) as pool:
-        crew = _Crew(old.fileno(), sink, merge, iter(jobs), memory, progress)
+    with PositionFile(source, "rb") as old, one_thread_each(), ThreadPoolExecutor(threads()) as pool:
+        crew = _Crew(old, sink, merge, iter(jobs), memory, progress)
         try:
             workers = [pool.submit(crew.work) for _ in range(threads())]
             for worker in workers:
@@ -84,7 +85,7 @@ def _need(job: Copy | Compute) -> int:
 class _Crew:
     """Threads that each take the next job: nobody hands them out, for each switch of threads costs time."""
 
-    source: int
+    source: PositionFile
     sink: Sink
     merge: Merge
     jobs: Iterator[Copy | Compute]
@@ -156,10 +157,10 @@ class _Crew:
         return buffer if len(buffer) <= _KEPT else bytearray()
 
     def _read(self, position: int, into: memoryview) -> None:
-        ask(self.source, position + WINDOW, len(into))
+        ask(self.source.fileno(), position + WINDOW, len(into))
         done = 0
         while done < len(into):
-            count = os.preadv(self.source, [into[done:]], position + done)
+            count = self.source.read_at(position + done, into[done:])
             if count == 0:
                 raise BadFile("the checkpoint became shorter while it was read")
             done += count
@@ -168,8 +169,7 @@ class _Crew:
 def read_back(path: Path, checksums: Mapping[int, tuple[int, int]]) -> None:
     """Compare a file with the sizes and CRC-32 of what was written to it. Raises BadFile where it differs."""
     with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from the cache
+        forget(file.fileno())
         for position, (size, checksum) in sorted(checksums.items()):
             file.seek(position)
             if zlib.crc32(file.read(size)) != checksum:

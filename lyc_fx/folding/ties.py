@@ -112,7 +112,7 @@ def untied_config(config: dict[str, Any]) -> dict[str, Any]:
 def configuration(path: Path) -> dict[str, Any]:
     """A `config.json`. Raises BadFile."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise BadFile(f"{path}: is not readable JSON: {error}") from error
     return config if isinstance(config, dict) else {}

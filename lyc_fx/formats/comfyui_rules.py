@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.tensors import matrix, tucker
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Adapter
 from lyc_fx.families.boft import BOFT
@@ -18,7 +19,6 @@ from lyc_fx.families.locon import LoCon
 from lyc_fx.families.loha import LoHa
 from lyc_fx.families.lokr import LoKr
 from lyc_fx.families.oft import DiagOFT
-from lyc_fx.families.tensors import matrix, tucker
 
 _READ = {
     *("alpha", "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "set_weight", "oft_blocks", "rescale"),

@@ -42,7 +42,7 @@ def _fill(folder: Path, contents: Contents) -> None:
     folder.mkdir(exist_ok=True)
     _write(contents, folder / PEFT_TENSORS)
     with replacing(folder / PEFT_CONFIG) as file:
-        file.write_text(json.dumps(contents.config, indent=2) + "\n")
+        file.write_bytes((json.dumps(contents.config, indent=2) + "\n").encode())
 
 
 def _write(contents: Contents, target: Path) -> None:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.rewrite.emit import Emit, erase_unused
 from lyc_fx.rewrite.pattern import Bindings, Miss, Op
+from lyc_fx.steps import Missed
 
 _ROUNDS = 1000
 
@@ -35,7 +36,7 @@ class Fired:
 
     rules: Mapping[str, int]
     """By name"""
-    misses: tuple[str, ...]
+    misses: tuple[Missed, ...]
 
     @property
     def count(self) -> int:
@@ -69,15 +70,16 @@ def rewrite(
                 counts[outcome.name] += 1
                 fired = True
             elif outcome is not None and explain(node):
-                misses.append(f"{node.name}: {outcome}")
+                rule, miss = outcome
+                misses.append(Missed(rule.name, node.name, miss.reason))
         if not fired:
             return Fired(dict(counts), tuple(misses))
     raise InvalidGraph(f"the rules {', '.join(r.name for r in rules)} still fire after {_ROUNDS} rounds")
 
 
-def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Rule | Miss | None:
-    """The rule that fired, or else the miss that got furthest."""
-    deepest: Miss | None = None
+def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Rule | tuple[Rule, Miss] | None:
+    """The rule that fired, or else the one that got furthest, and why it did not."""
+    deepest: tuple[Rule, Miss] | None = None
     for rule in rules:
         result = rule.pattern.match(node, {})
         if not isinstance(result, Miss):
@@ -87,6 +89,6 @@ def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Rule | Miss | 
                 erase_unused(gm, [node])
                 return rule
             result = replacement or Miss(f"{rule.name} leaves it alone", 0)
-        if deepest is None or result.depth > deepest.depth:
-            deepest = Miss(f"{rule.name}: {result.reason}", result.depth)
+        if deepest is None or result.depth > deepest[1].depth:
+            deepest = rule, result
     return deepest

@@ -26,11 +26,11 @@ class Emit:
         self._at = at
         self._provenance = {key: like.meta[key] for key in _KEPT if key in like.meta} | {EMITTED: by}
 
-    def __call__(self, target: Any, *args: Any) -> Node:
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """A call of an operator on nodes and constants; its fake value is what the operator gives."""
         with self._gm.graph.inserting_before(self._at):
             name = target._opname if isinstance(target, OpOverload) else None  # "linear", as capture names it
-            node = self._gm.graph.create_node("call_function", target, args, name=name)
+            node = self._gm.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta |= self._provenance
         propagate(node, self._mode)
         return node

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lyc_fx
-from lyc_fx import pipeline
 from lyc_fx.capture.mode import mode_matters
 from lyc_fx.errors import CaptureError
 
@@ -136,7 +135,7 @@ def test_the_mode_of_a_model_that_has_none_is_free() -> None:
 def test_an_evaluated_program_is_one_for_evaluation() -> None:
     model = Modal(nn.Dropout(0.5)).train()
     program = lyc_fx.capture(model, (x(),))
-    evaluated = pipeline.run(program, pipeline.find("evaluate"))
+    evaluated = lyc_fx.evaluate(program)
     assert torch.equal(evaluated(x()), model.eval()(x())) and not evaluated.training
     with pytest.raises(CaptureError, match="evaluation mode"):
         evaluated.train()(x())

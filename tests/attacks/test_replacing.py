@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lyc_fx import files
+from lyc_fx import files, system
 from lyc_fx.errors import BadFile
 from lyc_fx.files import replacing
 
-WHERE = {files.__file__, contextlib.__file__, __file__}
+WHERE = {files.__file__, system.__file__, contextlib.__file__, __file__}
 MANY = 500
 
 

@@ -7,7 +7,8 @@ import torch
 from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.families import Adapter, Change, blocks, eager, loha, merged
+from lyc_fx.algebra import hadamard
+from lyc_fx.families import Adapter, Change, blocks, eager, merged
 from lyc_fx.families.blocks import largest_piece, on_rows, row_blocks
 from lyc_fx.families.eager import merged_rows
 from lyc_fx.families.rounding import Rounding
@@ -20,7 +21,7 @@ WHOLE = {"tlora", "boft"}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK", 200)
-    monkeypatch.setattr(loha, "PIECE", 60)
+    monkeypatch.setattr(hadamard, "PIECE", 60)
 
 
 def in_blocks(weight: Tensor, stack: list[Change], **options: object) -> tuple[Tensor, int]:
@@ -149,7 +150,7 @@ def test_no_product_of_a_weights_size_where_torch_has_one_operator(name: str, mo
     def product(*_: object) -> Tensor:
         raise AssertionError("a product of the weight's size was made")
 
-    monkeypatch.setattr(type(adapter), "product", product)
+    monkeypatch.setattr(type(adapter.expression()), "value", product)
     out = torch.empty_like(weight)
     merged_rows(weight, [Change(adapter, 0.7)], out)
     assert torch.equal(out, wanted) and not torch.equal(out, weight)

@@ -20,7 +20,6 @@ from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.families import blocks
 from lyc_fx.families.locon import LoCon
-from lyc_fx.folding import run
 from lyc_fx.formats.lycoris import Lycoris
 
 
@@ -126,7 +125,7 @@ def test_a_pipeline_s_folder(tmp_path: Path) -> None:
 def test_the_bytes_do_not_depend_on_memory_or_threads(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(blocks, "BLOCK", 20)
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "a", rounding="stochastic", seed=5)
-    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: range(7))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(7))
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "b", rounding="stochastic", seed=5, memory=1)
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "c", rounding="stochastic", seed=6)
@@ -215,7 +214,7 @@ def test_what_is_refused(model: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_errs_is_found_when_it_is_read_back(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     original = os.pwrite
-    monkeypatch.setattr(run.os, "pwrite", lambda fd, data, at: original(fd, bytes(len(data)), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: original(fd, bytes(len(data)), at))
     with pytest.raises(BadFile, match="is not what was written"):
         lyc_fx.fold_checkpoint(
             model / "model-0.safetensors", adapters(), tmp_path / "out.safetensors", strict=False, verify=True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lyc_fx.folding import direct, sink
+from lyc_fx.folding import sink
 from lyc_fx.folding.direct import DirectFile
 from lyc_fx.folding.sink import Sink
 
@@ -104,7 +104,7 @@ def test_the_page_cache_is_passed_by_where_the_system_can(target: Path, monkeypa
         written.append((bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT), len(data)))
         return original(file, data, position)
 
-    monkeypatch.setattr(direct.os, "pwrite", seen)
+    monkeypatch.setattr(os, "pwrite", seen)
     try:
         os.close(os.open(target, os.O_WRONLY | os.O_DIRECT))
     except (OSError, AttributeError):
@@ -134,10 +134,10 @@ def test_without_it_all_the_same(target: Path, how: str, monkeypatch: pytest.Mon
             raise refused
         return pwrite(file, data, position)
 
-    monkeypatch.setattr(direct.os, "open", opening)
-    monkeypatch.setattr(direct.os, "pwrite", writing)
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "pwrite", writing)
     if how == "no flag":
-        monkeypatch.delattr(direct.os, "O_DIRECT")
+        monkeypatch.delattr(os, "O_DIRECT")
     with Sink(target, SIZE, 0, checksums=False) as out:
         out.put(0, content())
     assert target.read_bytes() == content()
@@ -147,7 +147,7 @@ def test_an_error_of_the_disk_is_raised(target: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(direct.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space left"), Sink(target, SIZE, 0, checksums=False) as out:
         for start, stop in pieces(SIZE, 1000):
             out.put(start, bytes(stop - start))

@@ -9,8 +9,8 @@ from conversions import unet
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.families.locon import LoCon
-from lyc_fx.families.tensors import matrix
 from lyc_fx.naming import Dialect, Names
 
 pytest.importorskip("diffusers")

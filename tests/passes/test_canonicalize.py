@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lyc_fx import pipeline
+from lyc_fx.passes.canonicalize import Canonicalize
 from lyc_fx.program import history
 from lyc_fx.rewrite import EMITTED
 from lyc_fx.show import show
@@ -19,7 +20,7 @@ def canonical(formula: Formula, x: Tensor, *, emitted: bool = True) -> torch.fx.
     program = make_fx(formula, tracing_mode="fake", pre_dispatch=True)(x)
     for node in program.graph.nodes:
         node.meta[EMITTED] = emitted
-    after = pipeline.run(program, pipeline.find("canonicalize"))
+    after = pipeline.run(program, Canonicalize())
     torch.testing.assert_close(after(x), formula(x), rtol=0, atol=0)
     return after
 
@@ -72,7 +73,7 @@ def test_what_only_weight_space_can_hold_comes_first_in_a_sum() -> None:
     program = make_fx(formula, tracing_mode="fake", pre_dispatch=True)(X)
     for node in program.graph.nodes:
         node.meta[EMITTED] = True
-    after = pipeline.run(program, pipeline.find("canonicalize"))
+    after = pipeline.run(program, Canonicalize())
     assert history(after)[-1].fired == 1
     torch.testing.assert_close(after(X), formula(X))
     last = next(n for n in after.graph.nodes if n.op == "output").all_input_nodes[0]

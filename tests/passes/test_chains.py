@@ -11,8 +11,10 @@ from nets import CASES, Case
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algebra import Low, Structure
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import Adapter, Additive, Shape
+from lyc_fx.families.shaped import layouts_of
 
 NORM = next(c for c in CASES if c.name == "layer-norm")
 POINT = next(c for c in CASES if c.name == "conv2d-1x1")
@@ -129,7 +131,8 @@ class Folded(Additive):
 
     name = "folded"
     suffixes = {"left": "left", "right": "right"}
-    layouts = (frozenset({"left", "right"}),)
+    variants = {"": {"left": "rows r", "right": "r columns"}}
+    layouts = layouts_of(variants)
 
     left: Tensor
     right: Tensor
@@ -137,12 +140,8 @@ class Folded(Additive):
     def fit(self, shape: Shape) -> None:
         pass
 
-    def product(self, shape: Shape) -> Tensor:
-        return (self.left @ self.right).reshape(list(shape))
-
-    @classmethod
-    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        raise NotImplementedError
+    def expression(self) -> Structure:
+        return Low(self.left, self.right)
 
 
 @pytest.mark.parametrize("case", [EVEN, CONV], ids=lambda case: case.name)

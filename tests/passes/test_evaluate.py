@@ -2,11 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx import pipeline
 
 
 class Net(nn.Module):
@@ -28,7 +28,7 @@ def test_the_evaluation_graph_is_exact_and_training_is_untouched() -> None:
     model = Net().double().train()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     program = lyc_fx.capture(model, (x,))
-    evaluated = pipeline.run(program, pipeline.find("evaluate"))
+    evaluated = lyc_fx.evaluate(program)
     # encoder: attention and three dropouts; batch norm and its counter; instance norm; the last four layers
     assert lyc_fx.history(evaluated)[-1].fired == 11
     assert not evaluated.training and program.training
@@ -47,6 +47,11 @@ def test_the_evaluation_graph_is_exact_and_training_is_untouched() -> None:
 
 def test_an_evaluation_capture_is_left_alone() -> None:
     program = lyc_fx.capture(Net().eval(), (torch.randn(3, 5, 8),))
-    evaluated = pipeline.run(program, pipeline.find("evaluate"))
+    evaluated = lyc_fx.evaluate(program)
     assert lyc_fx.history(evaluated)[-1].fired == 0
     assert lyc_fx.show(evaluated) == lyc_fx.show(program)
+
+
+def test_what_is_no_program_is_refused() -> None:
+    with pytest.raises(lyc_fx.WrongArgument, match=r"bring it through lyc_fx\.capture first"):
+        lyc_fx.evaluate(Net())

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import lyc_fx
-from lyc_fx import pipeline
 from tests.zoo import diffusers_models, torch_models, transformers_models
 from tests.zoo.adapted import adapters_for, called, pairs
 from tests.zoo.case import Case
@@ -32,7 +31,7 @@ def test_training_program(case: Case) -> None:
         for name, buffer in eager.named_buffers():
             same(buffer, program.get_buffer(name), exact=True)
 
-    evaluated = pipeline.run(captured, pipeline.find("evaluate"))
+    evaluated = lyc_fx.evaluate(captured)
     assert lyc_fx.history(evaluated)[-1].fired > 0
     assert not evaluated.training and captured.training
     model.eval()
@@ -47,9 +46,7 @@ def test_evaluation_program_of_adapted_training_program() -> None:
     model = case.model(train=True)
     adapters = adapters_for(weights_of(case, model), torch.float64)
     captured = lyc_fx.capture(model, (), case.call(0), case.shapes)
-    folded = lyc_fx.fold(
-        pipeline.run(lyc_fx.splice(captured, adapters, STRENGTH), pipeline.find("evaluate")), check=True
-    )
+    folded = lyc_fx.fold(lyc_fx.evaluate(lyc_fx.splice(captured, adapters, STRENGTH)), check=True)
     lyc_fx.merge(model, adapters, STRENGTH)
     model.eval()
     for one, other in pairs(called(model, case.call(1)), called(folded, case.call(1))):

@@ -64,7 +64,7 @@ def _graph(base: MiniLM, data: Data) -> Graphs:
         fired = ", ".join(f"{step.name} fired {step.fired} times" for step in steps)
         _console.print(f"{name}" + (f" ({fired})" if fired else ""))
         if name == "lowered":
-            for miss in sorted({miss for step in steps for miss in step.misses})[:1]:
+            for miss in sorted({str(miss) for step in steps for miss in step.misses})[:1]:
                 _console.print(f"  why not, at {miss}", markup=False)
         for line in excerpt(graph, _LAYER):
             _console.print(f"  {line}", markup=False)

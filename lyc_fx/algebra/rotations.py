@@ -1,0 +1,35 @@
+"""Rotations made of generators, and parts of them: for a strength s, `I + s · (R - I)`."""
+
+import torch
+from torch import Tensor
+
+
+def skew(generators: Tensor) -> Tensor:
+    """`Q = B - Bᵀ` of each matrix B of a stack `(…, b, b)`."""
+    return generators - generators.transpose(-1, -2)
+
+
+def cayley(skew: Tensor, strength: float | Tensor) -> Tensor:
+    """Of the rotation `R = (I + Q)(I - Q)⁻¹` of each skew Q; that of -Q is its transpose."""
+    one = identity(skew)
+    rotation = torch.linalg.solve(one - skew, one + skew)  # the two factors commute: from the left it is the same
+    return one + strength * (rotation - one)
+
+
+def neumann(skew: Tensor, terms: int, strength: float | Tensor) -> Tensor:
+    """Of PEFT's series for `R = (I + Q)(I - Q)⁻¹`, which is that only in the limit:
+
+    terms t ≥ 5:  R = I + 2Q + 2Q² + … + 2Q^(t-2) + Q^(t-1)
+    terms 3, 4:   R = I + 2Q + 2Q² + Q³                            t = 2:  R = I + 2Q,   t = 1:  R = I
+    """
+    one = total = power = identity(skew)
+    last = {1: 0, 2: 1}.get(terms, max(terms - 1, 3))
+    for exponent in range(1, last + 1):
+        power = power @ skew
+        total = total + (power if exponent == last > 1 else 2 * power)
+    return one + strength * (total - one)
+
+
+def identity(matrices: Tensor) -> Tensor:
+    """For each matrix of a stack, in whatever dtype that is traced or run."""
+    return torch.ones_like(matrices[..., 0]).diag_embed()
