@@ -16,7 +16,6 @@ from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.families import Adapter
-from lyc_fx.layers import KINDS, sites
 
 
 class Uses(nn.Module):
@@ -158,3 +157,35 @@ def test_a_chain_or_its_reason(case: Case, structure: str, decomposed: bool) -> 
     for extra in (0, 3):
         x = x_of(case, extra)
         torch.testing.assert_close(after(x), before(x), rtol=1e-11, atol=1e-11)
+
+
+class Tied(nn.Module):
+    """An embedding with padding and a head of one weight, and a product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Embedding(20, 6, padding_idx=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return (y @ y.mT) @ (torch.tanh(y) @ self.layer.weight.t())
+
+
+@pytest.mark.parametrize("structure", ["low rank", "Kronecker", "Khatri–Rao", "input map", "rows", "columns"])
+def test_a_tied_embedding_with_padding_has_the_same_gradients(structure: str) -> None:
+    """Both layers get a chain, the product of two activations none; indices of padding give no gradient."""
+    adapter = adapter_for(structure, next(c for c in CASES if c.name == "embedding"))
+    assert adapter is not None
+    x = torch.tensor([[1, 3, 7, 3, 0], [19, 2, 3, 3, 7]])
+    torch.manual_seed(7)
+    program = lyc_fx.capture(Tied().double(), (x,), dynamic_shapes={"x": "batch sequence"})
+    before = lyc_fx.splice(program, one(adapter.to(torch.float64)), 0.7)  # gradients have the dtype of factors
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 2, misses(after)
+    torch.testing.assert_close(after(x), before(x), rtol=1e-11, atol=1e-11)
+    found = []
+    for each in (before, after):
+        factors = {n: p for n, p in each.named_parameters() if n.startswith("lyc_fx") and p.is_floating_point()}
+        found.append(dict(zip(factors, torch.autograd.grad(each(x).square().sum(), factors.values()), strict=True)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert all(gradient.abs().max() > 1e-3 for gradient in found[0].values())
