@@ -6,7 +6,8 @@ from types import MappingProxyType
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.program import captured, cloned, facts, remember, without_autocast
+from lyc_fx.copies import cloned
+from lyc_fx.program import captured, facts, remember, without_autocast
 from lyc_fx.steps import Missed, Step
 from lyc_fx.taken import take
 from lyc_fx.validation import Validation

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from lyc_fx.errors import InvalidGraph, WrongArgument
 from lyc_fx.report import Report
@@ -153,88 +153,6 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise InvalidGraph(f"{name} is a {type(found).__name__}, not a tensor")
     return found
-
-
-def set_tensor(module: nn.Module, name: str, tensor: Tensor, *, persistent: bool | None = None) -> None:
-    """Put a tensor under a name: a parameter as one, anything else as a buffer, making modules on the way.
-
-    `persistent` None keeps what the buffer was, and makes a plain constant (no state-dict key) of a new one.
-    """
-    path, _, leaf = name.rpartition(".")
-    owner = module
-    for part in path.split(".") if path else ():
-        if not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    if isinstance(tensor, nn.Parameter):
-        if leaf in owner._buffers or leaf not in owner._parameters:
-            owner.__dict__.pop(leaf, None)
-            owner._buffers.pop(leaf, None)
-        owner.register_parameter(leaf, tensor)
-        return
-    if persistent is None and leaf not in owner._buffers:
-        owner.__dict__.pop(leaf, None)
-        owner._parameters.pop(leaf, None)
-        setattr(owner, leaf, tensor)
-        return
-    keep = leaf not in owner._non_persistent_buffers_set if persistent is None else persistent
-    owner._parameters.pop(leaf, None)
-    owner.__dict__.pop(leaf, None)
-    owner.register_buffer(leaf, tensor, persistent=keep)
-
-
-def non_persistent(module: nn.Module) -> set[str]:
-    """Names of the buffers that the state dict leaves out."""
-    return {
-        f"{path}.{leaf}" if path else leaf
-        for path, owner in module.named_modules(remove_duplicate=False)
-        for leaf in owner._non_persistent_buffers_set
-    }
-
-
-def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = None) -> GraphModule:
-    """A new GraphModule for `graph`, which shares every tensor of `source`, also those that the graph does
-    not read (so that the state dict keeps its keys), and its input guards."""
-    gm = GraphModule(source, graph)
-    skipped, stored = non_persistent(source), tensors(source)
-    for name, tensor in stored.items():
-        set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
-    for name, tensor in tensors(gm).items():
-        if name not in stored:  # a constant of the code: GraphModule makes a buffer of it, but no model has that key
-            set_tensor(gm, name, tensor, persistent=False)
-    for hook in source._forward_pre_hooks.values():
-        gm.register_forward_pre_hook(hook, with_kwargs=True)
-    gm.meta = dict(meta if meta is not None else getattr(source, "meta", {}))
-    gm.training = source.training
-    gm._register_deepcopy_hook(CopiesHooks(gm))
-    return gm
-
-
-@final
-class CopiesHooks:
-    """Gives a deep copy of a program the program's own checks of its inputs, which torch leaves out."""
-
-    def __init__(self, gm: GraphModule) -> None:
-        self._gm = gm
-
-    def __call__(self, copied: GraphModule) -> None:
-        for hook in self._gm._forward_pre_hooks.values():
-            copied.register_forward_pre_hook(hook, with_kwargs=True)
-        copied._deepcopy_hooks = [CopiesHooks(copied)]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "CopiesHooks":
-        return self  # the copy gets its own
-
-
-def cloned(gm: GraphModule) -> GraphModule:
-    """A copy whose graph may be changed; it shares the tensors."""
-    graph = Graph(tracer_cls=gm.graph._tracer_cls)
-    output = graph.graph_copy(gm.graph, val_map={}, return_output_node=True)
-    assert isinstance(output, tuple)
-    value, node = output
-    graph.output(value, type_expr=getattr(node, "type", None)).meta.update(node.meta)
-    graph._codegen = gm.graph._codegen
-    return rebuilt(gm, graph)
 
 
 def weights(gm: GraphModule) -> Iterator[Node]:

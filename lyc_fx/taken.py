@@ -6,8 +6,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
+from lyc_fx.copies import set_tensor
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.program import facts, fake_mode, remember, set_tensor, tensors
+from lyc_fx.program import facts, fake_mode, remember, tensors
 from lyc_fx.propagation import propagate
 from lyc_fx.show import around
 from lyc_fx.steps import Step

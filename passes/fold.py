@@ -20,12 +20,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from lyc_fx.copies import set_tensor
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import Effect
 from lyc_fx.families.rounding import nearest
 from lyc_fx.layers import COMPUTED, weight_norm_parts
 from lyc_fx.pipeline import done
-from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, set_tensor, tensors
+from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, tensors
 from lyc_fx.rewrite import EMITTED, erase_unused
 
 _ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activations, where they are no constants)"

@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOW = {"errors", "program", "report", "show", "symbolic", "propagation", "verify", "layers", "rewrite", "files"}
+LOW = {
+    "copies",
+    "errors",
+    "program",
+    "report",
+    "show",
+    "symbolic",
+    "propagation",
+    "verify",
+    "layers",
+    "rewrite",
+    "files",
+}
 FILES = {"errors", "system"}
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "report": {"errors", "naming"},
     "steps": set(),
+    "copies": {"program"},
     "program": {"errors", "report", "steps"},
-    "taken": {"errors", "program", "propagation", "show", "steps"},
+    "taken": {"copies", "errors", "program", "propagation", "show", "steps"},
     "layers": {"conv1d", "layers", "program", "rewrite"},
     "symbolic": set(),
     "show": {"errors"},
@@ -29,7 +42,7 @@ MAY: dict[str, set[str]] = {
     "verify": {"errors", "program", "propagation", "show", "symbolic"},
     "trials": {"errors"},
     "validation": {"errors", "program", "show", "trials"},
-    "rewrite": {"errors", "program", "propagation", "rewrite", "steps"},
+    "rewrite": {"copies", "errors", "program", "propagation", "rewrite", "steps"},
     "algebra": {"algebra", "errors"},
     "families": {"algebra", "errors", "families"},
     "renaming": {"errors"},
@@ -91,7 +104,7 @@ MAY: dict[str, set[str]] = {
         "shapes",
         "stack",
     },
-    "capture": {"capture", "errors", "foreign", "layers", "naming", "program", "trials", "validation"},
+    "capture": {"copies", "capture", "errors", "foreign", "layers", "naming", "program", "trials", "validation"},
     "chains": {"chains", "layers", "program", "rewrite"},
     "targets": {"fitting", "layers", "naming", "program"},
     "formulas": {"binding", "families", "fitting", "program", "rewrite"},
@@ -111,7 +124,7 @@ MAY: dict[str, set[str]] = {
         "steps",
         "twins",
     },
-    "pipeline": {"errors", "program", "steps", "taken", "validation", "verify"},
+    "pipeline": {"copies", "errors", "program", "steps", "taken", "validation", "verify"},
     "slots": {"foreign", "conv1d", "fitting", "errors", "layers", "program"},
     "live": LOW | {"foreign", "naming", "binding", "blockwise", "families", "slots", "stack", "twins", "whole"},
     "stores": {"errors", "files", "formats"},

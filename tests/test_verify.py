@@ -12,8 +12,8 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import lyc_fx
 from lyc_fx import pipeline
+from lyc_fx.copies import set_tensor
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.program import set_tensor
 from lyc_fx.rewrite import Emit
 from lyc_fx.symbolic import difference
 

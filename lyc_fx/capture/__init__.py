@@ -31,15 +31,14 @@ from lyc_fx.capture.numel import spell_out_counts
 from lyc_fx.capture.outputs import baked, example, register
 from lyc_fx.capture.ties import name_constants, retied
 from lyc_fx.capture.work import runs_quickly
+from lyc_fx.copies import non_persistent, set_tensor
 from lyc_fx.errors import CaptureError
 from lyc_fx.layers import graphs
 from lyc_fx.naming.disk import names_on_disk
 from lyc_fx.program import (
     Facts,
     module_aliases,
-    non_persistent,
     remember,
-    set_tensor,
     tensors,
     uncompiled,
     without_autocast,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from lyc_fx.copies import rebuilt
 from lyc_fx.layers import COMPUTED
-from lyc_fx.program import owner, rebuilt
+from lyc_fx.program import owner
 
 aten = torch.ops.aten
 _GRAD_BLOCK = torch.ops.higher_order.wrap_with_set_grad_enabled

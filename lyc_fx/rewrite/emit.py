@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
-from lyc_fx.program import fake, fake_mode, set_tensor
+from lyc_fx.copies import set_tensor
+from lyc_fx.program import fake, fake_mode
 from lyc_fx.propagation import mark, propagate
 
 _KEPT = ("nn_module_stack", "custom")
