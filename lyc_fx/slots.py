@@ -18,10 +18,10 @@ from lyc_fx.errors import Unsupported
 from lyc_fx.fitting import Weight
 from lyc_fx.foreign import computed
 from lyc_fx.layers import weight_norm_parts
-from lyc_fx.program import aliases, module_aliases, tensors
+from lyc_fx.memory import overlaps_itself, sharing
+from lyc_fx.program import module_aliases
+from lyc_fx.undo import overwrite, preserved
 
-_FLAT = "_flat_param"
-"""Where FSDP keeps the weights that it lends, as views: what is written to these must stay there"""
 Fill = Callable[[Tensor, Tensor], None]
 """Computes a new weight from the first tensor into the second; both may be the same one"""
 
@@ -51,7 +51,7 @@ class Slot:
 def slots(model: nn.Module) -> dict[str, Slot]:
     """Every weight by its name: parameters, buffers, and what a module computes from them."""
     found: dict[str, Slot] = {}
-    same, memory, turned = module_aliases(model), _sharing(model), stored_in_out(model)
+    same, memory, turned = module_aliases(model), sharing(model), stored_in_out(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -81,7 +81,7 @@ def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -
     obstacle: str | None = None
     if others:
         obstacle = f"is tied to {', '.join(others)}"
-    elif _overlaps_itself(table[leaf]):
+    elif overlaps_itself(table[leaf]):
         obstacle = "has elements that are one number in memory"
 
     def write(fill: Fill, undo: ExitStack) -> None:
@@ -126,15 +126,6 @@ def _unless_shared(slot: Slot, name: str, parts: Sequence[Tensor], memory: Mappi
         )
 
     return replace(slot, write=refuse)
-
-
-def apart(tensor: Tensor) -> Tensor:
-    """A copy: where the tensor lies, or on the CPU where less than half of a GPU's memory would stay free."""
-    if tensor.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(tensor.device)
-        if free - tensor.nbytes > total // 2:
-            return tensor.detach().clone()
-    return tensor.detach().to("cpu", copy=True)
 
 
 def _weight_norm(module: nn.Module, hook: WeightNorm, transposed: bool) -> Slot:
@@ -211,49 +202,3 @@ def _filled(fill: Fill, old: Tensor) -> Tensor:
     value = torch.empty_like(old, memory_format=torch.contiguous_format)
     fill(old, value)
     return value
-
-
-def preserved(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = apart) -> None:
-    """Put on the stack what gives a tensor its values back, from a copy."""
-    undo.callback(overwrite, tensor, keep(tensor))
-
-
-def overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Copy values into a tensor of any mode."""
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # one may be written in its own mode only
-        tensor.copy_(value)
-
-
-def _sharing(model: nn.Module) -> dict[int, list[str]]:
-    """For each parameter and buffer, by identity, the names of all that share memory with it, its own included."""
-    names, every = aliases(model), tensors(model)
-    stored = {id(tensor): tensor for name, tensor in every.items() if name.rpartition(".")[2] != _FLAT}
-    spans = sorted((span, key) for key, tensor in stored.items() if (span := _span(tensor)) is not None)
-    groups = {key: list(group) for key, group in names.items()}
-    device, reached, group = "", 0, list[str]()
-    for (where, start, end), key in spans:
-        if where != device or start >= reached:
-            device, reached, group = where, end, groups[key]
-        else:
-            reached = max(reached, end)
-            group += names[key]
-            groups[key] = group
-    return groups
-
-
-def _span(tensor: Tensor) -> tuple[str, int, int] | None:
-    """Where a tensor lies in memory: device, first byte, and the byte after the last."""
-    try:
-        start = tensor.data_ptr()
-        count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    except RuntimeError:  # a subclass, or a sparse tensor, without memory of its own
-        return None
-    if not start or not tensor.numel():
-        return None
-    return str(tensor.device), start, start + count * tensor.element_size()
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether several elements are one number in memory, as `expand` leaves them."""
-    span = _span(tensor)
-    return span is not None and span[2] - span[1] < tensor.numel() * tensor.element_size()

@@ -15,9 +15,10 @@ from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.live import bound
 from lyc_fx.report import Report
-from lyc_fx.slots import Slot, overwrite, preserved
+from lyc_fx.slots import Slot
 from lyc_fx.stack import Adapters, Blocks, stacked
 from lyc_fx.stores import Store, store_for
+from lyc_fx.undo import overwrite, preserved
 from lyc_fx.whole import Pipeline, whole
 
 

@@ -125,10 +125,12 @@ MAY: dict[str, set[str]] = {
         "twins",
     },
     "pipeline": {"copies", "errors", "program", "steps", "taken", "validation", "verify"},
-    "slots": {"foreign", "conv1d", "fitting", "errors", "layers", "program"},
+    "memory": {"program"},
+    "undo": set(),
+    "slots": {"memory", "undo", "foreign", "conv1d", "fitting", "errors", "layers", "program"},
     "live": LOW | {"foreign", "naming", "binding", "blockwise", "families", "slots", "stack", "twins", "whole"},
     "stores": {"errors", "files", "formats"},
-    "swap": LOW | {"adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
+    "swap": LOW | {"undo", "adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
     "folding": LOW
     | FILES

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.finite import all_finite, finite
+from lyc_fx.families.numbers import number, unusable
 
 if TYPE_CHECKING:
     from lyc_fx.families.locon import LoCon
@@ -20,10 +20,6 @@ Convention = Literal["interpolate", "lycoris"]
 """What a strength between 0 and 1 means to families that are not linear in it: see `docs/strength.md`"""
 Strength = float | Tensor
 """The user's multiplier: a Python number, or a 0-dim tensor where a program may change it later."""
-
-
-_PIECE = 2**16
-"""Values that are counted at once, so that it needs little memory"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -209,7 +205,7 @@ class Adapter(ABC):
     def check(self) -> None:
         """Raise BadAdapter for a factor that is no matrix of real, finite numbers, or a number that is not finite."""
         for name, factor in self.factors().items():
-            fault = _unusable(factor, least=0 if name in self.vectors else 2)
+            fault = unusable(factor, least=0 if name in self.vectors else 2)
             if fault is not None:
                 raise BadAdapter(f"{self.suffixes[name]} {fault}")
         if self.uses_alpha and self.alpha is not None and not isfinite(self.alpha):
@@ -244,27 +240,3 @@ class Adapter(ABC):
         numbers = {field: number(tensors[suffix]) for field, suffix in cls.scalars.items() if suffix in tensors}
         made: dict[str, Any] = numbers | {field: tensors[suffixes[field]] for field in given}
         return cls(alpha=alpha, **made)
-
-
-def _unusable(factor: Tensor, least: int) -> str | None:
-    """Why no weight can be computed from this factor; `least` is how many dimensions it needs."""
-    if not factor.is_floating_point():
-        return f"is stored as {factor.dtype}; factors are floating-point numbers"
-    if factor.numel() == 0:
-        return f"is empty: shape {tuple(factor.shape)}"
-    if factor.dim() < least:
-        return f"has shape {tuple(factor.shape)}; it needs at least {least} dimensions"
-    if factor.is_meta:
-        return "has no values: it is on the meta device"
-    if all_finite(factor):
-        return None
-    broken = sum(int((~finite(piece)).sum()) for piece in factor.reshape(-1).split(_PIECE))
-    return f"holds {broken} values that are not finite"
-
-
-def number(tensor: Tensor) -> float:
-    """The value of a tensor of one element. Raises BadAdapter for another count, and for what is no real number."""
-    if tensor.numel() != 1 or tensor.is_complex() or tensor.is_meta:
-        kind = "complex" if tensor.is_complex() else "meta" if tensor.is_meta else f"{tensor.numel()}"
-        raise BadAdapter(f"a number is expected, not {kind} values")
-    return float(tensor)

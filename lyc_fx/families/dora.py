@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 from torch import Tensor
 
-from lyc_fx.algebra import Dims, Shape, dims
+from lyc_fx.algebra import Dims, Shape, cuts
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
 from lyc_fx.families.shaped import Additive, layouts_of
@@ -92,7 +92,7 @@ class Decomposable(Additive):
     def columns(self, start: int, stop: int, shape: Shape) -> Adapter | None:
         if self._axis(shape) == 0:
             return None
-        cut = dims.of_columns(self.shapes, self.factors(), start, stop, shape)
+        cut = cuts.of_columns(self.shapes, self.factors(), start, stop, shape)
         if cut is not None and self.magnitude is not None:
             cut["magnitude"] = self.magnitude[:, start:stop]
         return None if cut is None else self.with_factors(cut)

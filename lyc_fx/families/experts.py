@@ -51,6 +51,9 @@ class Experts(Additive):
                 "merge with PEFT"
             )
 
+    def weight_shape(self) -> None:
+        """Which of the two it is, the factors do not tell."""
+
     def row_step(self, shape: Shape, at_most: int) -> int:
         return at_most
 

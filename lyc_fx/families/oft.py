@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.algebra.dims import factorization
+from lyc_fx.algebra.new import factorization
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength

@@ -33,5 +33,8 @@ class Replace(Shaped):
     def oriented(self, stored: Shape, transposed: bool) -> Self:
         return replace(self, value=self.value.t()) if transposed and self.value.shape == tuple(stored) else self
 
+    def weight_shape(self) -> None:
+        """Whether V lies `(out, in)`, only the model tells."""
+
     def apply(self, weight: Tensor, strength: Strength) -> Tensor:
         return weight * (1 - strength) + self.value * strength

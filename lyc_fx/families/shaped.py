@@ -7,7 +7,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from lyc_fx.algebra import Dims, Shape, Structure, dims
+from lyc_fx.algebra import Dims, Shape, Structure, cuts, dims
+from lyc_fx.algebra.new import new_shapes
 from lyc_fx.families.adapter import Adapter, Strength
 
 
@@ -41,16 +42,16 @@ class Shaped(Adapter):
         return dims.weight_shape(self.shapes, self.factors())
 
     def row_step(self, shape: Shape, at_most: int) -> int | None:
-        return dims.row_step(self.shapes, self.factors(), at_most)
+        return cuts.row_step(self.shapes, self.factors(), at_most)
 
     def rows(self, start: int, stop: int, shape: Shape) -> Adapter:
-        cut = dims.of_rows(self.shapes, self.factors(), start, stop)
+        cut = cuts.of_rows(self.shapes, self.factors(), start, stop)
         return self.low_rank(shape).rows(start, stop, shape) if cut is None else self.with_factors(cut)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
         shapes = next(shapes for shapes in cls.variants.values() if shapes.keys() == layout)
-        made = dims.new_shapes(shapes, shape, rank)
+        made = new_shapes(shapes, shape, rank)
         return {name: made[name] for name in cls.suffixes if name in made}
 
 

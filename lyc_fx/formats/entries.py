@@ -14,8 +14,8 @@ from torch import Tensor
 from lyc_fx.adapters import Entry
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families import FAMILIES, Adapter
-from lyc_fx.families.adapter import number
 from lyc_fx.families.full import Full
+from lyc_fx.families.numbers import number
 from lyc_fx.families.replace import Replace
 from lyc_fx.formats.layouts import computable
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.adapter import number
+from lyc_fx.families.numbers import number
 from lyc_fx.formats.patterns import means
 from lyc_fx.formats.texts import real, table
 

@@ -14,9 +14,10 @@ def stored_transposed(weight: Node) -> bool:
     """Whether every layer that reads this weight has it as `(in, out)` by the layer's own convention.
 
     True for Conv1D of transformers (and for a bare addmm whose module capture did not record); a bare
-    `torch.addmm` in a module's forward has no such convention.
+    `torch.addmm` in a module's forward has no such convention. Adapters for a transposed convolution are for its weight
+    as it is stored.
     """
-    layers = [(kind, user) for kind, user in _layers(weight) if kind.conventional]
+    layers = [(kind, user) for kind, user in _layers(weight) if kind.conventional and not kind.spatial]
     return bool(layers) and all(
         kind.x_first(user) and (not owner(user)[1] or is_conv1d(owner(user)[1])) for kind, user in layers
     )

@@ -73,3 +73,21 @@ def test_a_convolution_with_equal_sides_is_clear() -> None:
     model = nn.ModuleDict({"conv": nn.Conv2d(6, 6, 3)})
     adapter = certain((LOCON, LOCON.layouts[0]), (6, 6, 3, 3))
     assert lyc_fx.merge(model, many(conv=adapter), STRENGTH).changes
+
+
+def test_a_decomposed_one_without_a_record_of_its_module_is_not_a_linear_one() -> None:
+    """A palindromic shape would fit both ways round: the change must lie as the weight does."""
+    torch.manual_seed(0)
+    model = Layers(nn.ConvTranspose2d(6, 5, (5, 6), stride=2)).double()
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    exported = torch.export.export(model, (x,), strict=False).run_decompositions()
+    for node in exported.graph.nodes:
+        node.meta.pop("nn_module_stack", None)
+    adapter = certain((LOCON, LOCON.layouts[0]), (6, 5, 5, 6), dtype=torch.float64)
+    spliced = lyc_fx.splice(lyc_fx.capture(exported), many(layer=adapter), STRENGTH)
+    wanted = adapted(adapter, model.layer.weight, STRENGTH)
+    folded = lyc_fx.fold(spliced, check=True).get_parameter("layer.weight")
+    torch.testing.assert_close(folded.detach(), wanted, rtol=1e-12, atol=1e-12)
+    lowered = lyc_fx.lower(spliced, check=True)
+    assert sum(step.fired for step in lyc_fx.history(lowered) if step.name == "distribute") == 1
+    torch.testing.assert_close(lowered(x), spliced(x), rtol=1e-11, atol=1e-11)
