@@ -14,10 +14,13 @@ import lyc_fx
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.convert import Conversion, convert
 from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.families.experts import Experts
 from lyc_fx.families.full import Full
+from lyc_fx.families.glora import GLoRA
 from lyc_fx.families.locon import LoCon
 from lyc_fx.families.loha import LoHa
 from lyc_fx.families.lokr import LoKr
+from lyc_fx.families.replace import Replace
 from lyc_fx.naming import Target
 
 pytest.importorskip("diffusers")
@@ -166,6 +169,19 @@ def test_without_a_model_dotted_names_are_the_model_s() -> None:
     assert kept.module == "lora_unet_blocks_0_fc"
     with pytest.raises(BadAdapter, match=r"lora_unet_blocks_0_fc: the model's own names .* --like"):
         convert(one(adapter, "lora_unet_blocks_0_fc"), "diffusers")
+
+
+def test_factors_that_do_not_tell_the_weights_shape_need_the_model() -> None:
+    """Experts may be stored turned, and a replacement lies as the model's weight does; GLoRA's factors tell it."""
+    experts = certain((Experts, Experts.layouts[0]), (3, 5, 4))
+    replacement = Replace(value=torch.ones(5, 3))
+    for adapter in (experts, replacement):
+        assert adapter.weight_shape() is None
+        with pytest.raises(BadAdapter, match=r"blocks\.fc\.weight: the model's own names .* --like"):
+            convert(one(adapter, "blocks.fc"), "lycoris")
+    glora = certain((GLoRA, GLoRA.layouts[0]), (10, 6, 3, 2))
+    assert glora.weight_shape() == (10, 6, 3, 2)
+    assert [each.module for each in convert(one(glora, "blocks.fc"), "lycoris").modules] == ["lycoris_blocks_fc"]
 
 
 def test_separate_adapters_become_one_block_sparse_one_and_separate_again(tmp_path: Path) -> None:
