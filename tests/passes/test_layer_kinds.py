@@ -189,3 +189,34 @@ def test_a_tied_embedding_with_padding_has_the_same_gradients(structure: str) ->
         found.append(dict(zip(factors, torch.autograd.grad(each(x).square().sum(), factors.values()), strict=True)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
     assert all(gradient.abs().max() > 1e-3 for gradient in found[0].values())
+
+
+NEAR: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
+    "a weight on the left": (lambda x, w: w @ x, torch.ones(4, 3).double(), "does not read"),
+    "some of its rows": (lambda x, w: x @ w[:4], torch.ones(3, 4).double(), "slice"),
+    "a product of the weight with itself": (lambda x, w: x @ (w @ w.t()), torch.ones(3, 6).double(), "does not read"),
+    "rows that something else reads too": (lambda x, w: F.embedding(x, w) + w.sum(), torch.tensor([1, 5]), "sum"),
+    "columns that are looked up": (lambda x, w: F.embedding(x, w.t()), torch.tensor([1, 3]), "looks up columns"),
+    "gradients scaled by counts": (
+        lambda x, w: F.embedding(x, w, scale_grad_by_freq=True),
+        torch.tensor([1, 3, 3]),
+        "how often an index occurs",
+    ),
+    "einsum": (lambda x, w: torch.einsum("bi,io->bo", x, w), torch.ones(3, 6).double(), "einsum"),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_near_miss_is_left_alone(name: str) -> None:
+    use, x, reason = NEAR[name]
+    model = nn.Sequential(Uses((6, 4), lambda x, w, b: use(x, w))).double()
+    factors = {"0.lora_up.weight": torch.randn(6, 2).double(), "0.lora_down.weight": torch.randn(2, 4).double()}
+    adapters = lyc_fx.load({f"lycoris_{key}": factor for key, factor in factors.items()})
+    before = lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, 0.7)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 0
+    assert any(reason in str(miss) for miss in misses(after)), misses(after)
+    found = after(x)
+    torch.testing.assert_close(found, before(x), rtol=1e-11, atol=1e-11)
+    lyc_fx.merge(model, adapters, 0.7)  # whose tensors the programs share
+    torch.testing.assert_close(found, model(x), rtol=1e-11, atol=1e-11)
