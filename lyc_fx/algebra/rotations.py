@@ -1,4 +1,4 @@
-"""Rotations made of generators, and parts of them: for a strength s, `I + s · (R - I)`."""
+"""Rotations R made of generators. For a strength s both maps give `I + s · (R - I)`: the identity at 0, and R at 1."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ def skew(generators: Tensor) -> Tensor:
 
 
 def cayley(skew: Tensor, strength: float | Tensor) -> Tensor:
-    """Of the rotation `R = (I + Q)(I - Q)⁻¹` of each skew Q; that of -Q is its transpose."""
+    """`R = (I + Q)(I - Q)⁻¹` for each skew Q of a stack `(…, b, b)`; that of -Q is its transpose."""
     one = identity(skew)
     rotation = torch.linalg.solve(one - skew, one + skew)  # the two factors commute: from the left it is the same
     return one + strength * (rotation - one)
 
 
 def neumann(skew: Tensor, terms: int, strength: float | Tensor) -> Tensor:
-    """Of PEFT's series for `R = (I + Q)(I - Q)⁻¹`, which is that only in the limit:
+    """PEFT's series, which is Cayley's `R = (I + Q)(I - Q)⁻¹` only in the limit:
 
     terms t ≥ 5:  R = I + 2Q + 2Q² + … + 2Q^(t-2) + Q^(t-1)
     terms 3, 4:   R = I + 2Q + 2Q² + Q³                            t = 2:  R = I + 2Q,   t = 1:  R = I

@@ -36,7 +36,8 @@ class Adapter(ABC):
     - `vectors`: factors that may have fewer than two dimensions;
     - `keeps_zero`: whether a vector of zeros stays one, so that a bias which the model does not have is no loss;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
-    - `factor_shapes`, `fit` and `apply`.
+    - `factor_shapes`, `fit` and `apply`. What says the shapes of its factors in words (`Shaped`), and its effect as an
+      expression of the algebra (`Additive`), gets these and all that follows from there.
     """
 
     name: ClassVar[str]

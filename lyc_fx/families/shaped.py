@@ -1,4 +1,4 @@
-"""Families whose factors have shapes that can be said in words: what fits, is cut and is new follows."""
+"""Families that say the shapes of their factors in words, and those whose effect is an expression of the algebra."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
