@@ -1,7 +1,9 @@
 """The shape of a factor, said once: `"out r 1"`, `"r in kernel"`.
 
 From it follow which weights factors fit, and which weight they were made for (here), the factors of some rows or inputs
-alone (`cuts`), and the shapes of new ones (`new`). A word is a size: `out` and `in` are the first two of the weight (`in` those of one group), `kernel` is all the others,
+alone (`cuts`), and the shapes of new ones (`new`).
+
+A word is a size: `out` and `in` are the first two of the weight (`in` those of one group), `kernel` is all the others,
 `1` as many sizes of 1 as the kernel has, `weight` the whole shape; any other word is a rank. `out1` and `out2` (`in1`,
 `in2`) are two numbers whose product is `out` (`in`). Sizes after the first may be stored as one; `in*kernel` are so in
 new factors.
