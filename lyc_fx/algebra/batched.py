@@ -5,6 +5,7 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.layer import Layer, NoChain, Scale
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.structure import Structure
 from lyc_fx.algebra.tensors import shaped
@@ -23,6 +24,8 @@ class Batched(Structure):
     right: Tensor
     turned: bool = False
 
+    name = "a product for each slice"
+
     def value(self, shape: Shape) -> Tensor:
         left, right = self.left, self.right
         if self.turned or shape[-1] != right.shape[2]:
@@ -32,3 +35,7 @@ class Batched(Structure):
     def pair(self) -> tuple[Tensor, Tensor]:
         """Raises BadAdapter: there is none for all slices."""
         raise BadAdapter("a product for each slice has no form as one product of two matrices")
+
+    def act(self, layer: Layer, x: Tensor, scale: Scale = 1.0) -> Tensor:
+        """Raises NoChain: no layer of the table has a weight of three dimensions."""
+        raise NoChain("a product for each slice of the weight has no chain")

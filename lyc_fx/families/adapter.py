@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.numbers import number, unusable
@@ -36,7 +37,7 @@ class Adapter(ABC):
     - `vectors`: factors that may have fewer than two dimensions;
     - `keeps_zero`: whether a vector of zeros stays one, so that a bias which the model does not have is no loss;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
-    - `factor_shapes`, `fit` and `apply`. What says the shapes of its factors in words (`Shaped`), and its effect as an
+    - `factor_shapes`, `fit` and `action`. What says the shapes of its factors in words (`Shaped`), and its effect as an
       expression of the algebra (`Additive`), gets these and all that follows from there.
     """
 
@@ -58,20 +59,23 @@ class Adapter(ABC):
         """Raise BadAdapter unless the factors fit a weight of this shape, `(out, in/groups, *kernel)`."""
 
     @abstractmethod
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        """The adapted weight. Factors and weight have one floating dtype; strength 1 is the trained effect."""
+    def action(self, strength: Strength) -> Action:
+        """What this does to a weight, in the algebra. Strength 1 is the trained effect."""
 
+    @final
+    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
+        """The adapted weight. Factors and weight have one floating dtype."""
+        return self.action(strength).value(weight)
+
+    @final
     def change(self, weight: Tensor, strength: Strength) -> Tensor:
         """`apply(weight, strength) - weight`, so that several adapters can be summed relative to the base."""
-        return self.apply(weight, strength) - weight
+        return self.action(strength).change(weight)
 
+    @final
     def apply_to(self, weight: Tensor, strength: float) -> None:
-        """`weight ← apply(weight, strength)`, in place; `weight` is contiguous and has the factors' dtype.
-
-        A family overrides this where it can do without some of the temporaries: writing one of a weight's size, and
-        reading it again, costs more than the arithmetic.
-        """
-        weight.copy_(self.apply(weight, strength))
+        """`weight ← apply(weight, strength)`, in place; `weight` is contiguous and has the factors' dtype."""
+        self.action(strength).add_into(weight)
 
     def oriented(self, stored: Shape, transposed: bool) -> Self:
         """This adapter with its factors for `(out, in)`, given the shape in which the model stores the weight.

@@ -5,6 +5,8 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.blocks import Blocks, Swap
+from lyc_fx.algebra.maps import Map
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Strength
@@ -33,16 +35,13 @@ class BOFT(Orthogonal):
         if len(shape) != 4 or shape[1] * shape[2] != out or shape[2] % 2 or out % (2 ** (shape[0] - 1) * shape[2]):
             raise BadAdapter(f"oft_blocks is {shape}, the weight has {out} output rows")
 
-    def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
+    def rotation(self, strength: Strength) -> tuple[Map, ...]:
         stages, count, size, _ = self.blocks.shape
-        rotations = self.turns(weight.shape[0], strength)
-        rows = weight.flatten(1)
+        turns, steps = self.turns(count * size, strength), list[Map]()
         for stage in range(stages):
             stride = 2**stage * size // 2
-            paired = rows.reshape([-1, 2, stride, rows.shape[1]]).transpose(1, 2)
-            turned = rotations[stage] @ paired.reshape([count, size, -1])
-            rows = turned.reshape([-1, stride, 2, rows.shape[1]]).transpose(1, 2).reshape(rows.shape)
-        return rows.reshape(weight.shape)
+            steps += [Swap(2, stride), Blocks(turns[stage]), Swap(stride, 2)]
+        return tuple(steps)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

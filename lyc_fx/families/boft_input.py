@@ -5,6 +5,9 @@ from typing import Self, final
 
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.blocks import Blocks, Swap
+from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.rotations import cayley, skew
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
@@ -50,28 +53,21 @@ class InputBOFT(Adapter):
         if self.gain.numel() != out:
             raise BadAdapter(f"boft_s is {tuple(self.gain.shape)}, the weight has {out} output rows")
 
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        stages, count, size, _ = self.blocks.shape
-        turn = self._partial_rotation(strength).transpose(-1, -2)
-        out, gain = weight.shape[0], 1 + strength * (self.gain.reshape([-1, 1]) - 1)
-        rows = weight.flatten(1) * gain
+    def action(self, strength: Strength) -> Action:
+        stages, _, size, _ = self.blocks.shape
+        turns, steps = cayley(-skew(self.blocks) / 2, strength).transpose(-1, -2), list[Map]()
         for stage in range(stages):
-            apart = 2**stage
-            # Columns (group, 2, apart, b/2) of the weight meet the blocks as (group, apart, 2, b/2).
-            chunked = [out, -1, 2, apart, size // 2] if apart > 1 else [out, -1, 1, 1, size]
-            blocked = rows.reshape(chunked).transpose(2, 3)
-            turned = blocked.reshape([out, count, size]).transpose(0, 1) @ turn[stage]  # (n, out, b)
-            rows = turned.transpose(0, 1).reshape(blocked.shape).transpose(2, 3).reshape(rows.shape)
-        return rows.reshape(weight.shape)
+            apart, turn = 2**stage, Blocks(turns[stage])
+            swaps = Swap(apart, 2, size // 2), Swap(2, apart, size // 2)
+            steps += [swaps[0], turn, swaps[1]] if stage else [turn]
+        gain = Diagonal(1 + strength * (self.gain.reshape(-1) - 1))
+        return Mapped(rows=gain, columns=Compose(tuple(steps)))
 
     def row_step(self, shape: Shape, at_most: int) -> int:
         return at_most
 
     def rows(self, start: int, stop: int, shape: Shape) -> Self:
         return replace(self, gain=self.gain.reshape(-1)[start:stop])
-
-    def _partial_rotation(self, strength: Strength) -> Tensor:
-        return cayley(-skew(self.blocks) / 2, strength)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

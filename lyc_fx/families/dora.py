@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.algebra import Dims, Shape, cuts
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.normed import Normed
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
 from lyc_fx.families.shaped import Additive, layouts_of
@@ -104,44 +106,22 @@ class Decomposable(Additive):
         return LoCon.of(*self.to(torch.float64).expression().pair(), shape, like=self)
 
     @final
-    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+    def action(self, strength: Strength) -> Action:
         if self.magnitude is None:
-            return super().change(weight, strength)
-        return self.apply(weight, strength) - weight
-
-    @final
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        if self.magnitude is None:
-            return super().apply(weight, strength)
-        direction = weight + self.delta(weight.shape)
-        ratio = self._ratio(direction)
-        if self.convention == "lycoris":
-            return direction * (1 + strength * (ratio - 1))
-        return weight + strength * (direction * ratio - weight)
-
-    @final
-    def apply_to(self, weight: Tensor, strength: float) -> None:
-        if self.magnitude is None:
-            super().apply_to(weight, strength)
-            return
-        before = weight.clone() if self.convention == "interpolate" and strength != 1 else None
-        self.expression().add_to(weight, self.scale)
-        ratio = self._ratio(weight)
-        weight *= ratio * strength if self.convention == "interpolate" else 1 + strength * (ratio - 1)
-        if before is not None:
-            weight.add_(before, alpha=1 - strength)
+            return super().action(strength)
+        return Normed(
+            structure=self.expression(),
+            scale=self.scale,
+            magnitude=self.magnitude,
+            strength=strength,
+            axis=int(self.magnitude.dim() > 1 and self.magnitude.shape[0] == 1 != self.magnitude.shape[1]),
+            epsilon=_EPSILON,
+            from_changed=self.convention == "lycoris",
+        )
 
     def _axis(self, shape: Shape) -> int | None:
         """The dimension that has a magnitude per index; None without one."""
         return None if self.magnitude is None else _kept(self.magnitude, shape)
-
-    def _ratio(self, direction: Tensor) -> Tensor:
-        """m / (‖V‖ + ε)"""
-        assert self.magnitude is not None
-        kept = _kept(self.magnitude, direction.shape)
-        over = [d for d in range(direction.dim()) if d != kept]
-        norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True) + _EPSILON
-        return self.magnitude.reshape(norm.shape) / norm
 
     @classmethod
     @final

@@ -6,6 +6,8 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.algebra import Shape
+from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.maps import Diagonal
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.shaped import Shaped, layouts_of
@@ -33,8 +35,8 @@ class Gain(Shaped):
             raise BadAdapter(f"a gain is for a vector, not for shape {tuple(shape)}")
         super().fit(shape)
 
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        return weight * (1 + strength * self.gain)
+    def action(self, strength: Strength) -> Action:
+        return Mapped(rows=Diagonal(1 + strength * self.gain))
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

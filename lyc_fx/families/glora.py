@@ -5,8 +5,10 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.algebra import Dims, Shape
-from lyc_fx.algebra.tensors import low_rank, matrix
+from lyc_fx.algebra import Dims, Low, Shape
+from lyc_fx.algebra.action import Action, Added, Mapped
+from lyc_fx.algebra.shear import Shear
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.shaped import Shaped, layouts_of
 
@@ -69,15 +71,7 @@ class GLoRA(Shaped):
     def oriented(self, stored: Shape, transposed: bool) -> "GLoRA":
         return self if len(stored) < 2 else replace(self, inputs=stored[0 if transposed else 1])
 
-    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+    def action(self, strength: Strength) -> Action:
         a1, a2, b1, b2 = map(matrix, self._pairs())
-        mixed = weight @ (a1 @ a2) if weight.dim() == 2 else self._mix(weight, a1 @ a2)
-        return (mixed + low_rank(b1, b2, weight.shape)) * (strength * self.scale)
-
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        return weight + self.change(weight, strength)
-
-    @staticmethod
-    def _mix(weight: Tensor, mixing: Tensor) -> Tensor:
-        """`Σ_i W[o,i,κ] · A[i,j]` for a convolution."""
-        return (mixing.t() @ weight.flatten(2)).reshape(weight.shape)
+        scale = strength * self.scale
+        return Mapped(columns=Shear(a1, a2, scale), added=Added(Low(b1, b2), scale))

@@ -5,6 +5,8 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.maps import Diagonal
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
@@ -58,16 +60,9 @@ class IA3(Adapter):
             return super().rows(start, stop, shape)
         return self
 
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        factor = 1 + strength * self.weight.reshape(-1)
-        if not self.on_input:
-            return weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
-        inner = weight.shape[1]
-        if factor.numel() == inner:
-            return weight * factor.reshape([1, -1] + [1] * (weight.dim() - 2))
-        by_group = factor.reshape([-1, 1, inner] + [1] * (weight.dim() - 2))
-        rows = weight.reshape([by_group.shape[0], -1, *weight.shape[1:]])
-        return (rows * by_group).reshape(weight.shape)
+    def action(self, strength: Strength) -> Action:
+        factors = Diagonal(1 + strength * self.weight.reshape(-1))
+        return Mapped(columns=factors) if self.on_input else Mapped(rows=factors)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

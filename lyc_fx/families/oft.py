@@ -5,6 +5,8 @@ from typing import final
 
 from torch import Tensor
 
+from lyc_fx.algebra.blocks import Blocks
+from lyc_fx.algebra.maps import Map
 from lyc_fx.algebra.new import factorization
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import BadAdapter
@@ -28,10 +30,9 @@ class DiagOFT(Orthogonal):
         if self.blocks.dim() != 3 or self.blocks.shape[0] * self.blocks.shape[1] != out:
             raise BadAdapter(f"oft_blocks is {tuple(self.blocks.shape)}, the weight has {out} output rows")
 
-    def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
+    def rotation(self, strength: Strength) -> tuple[Map, ...]:
         count, size = self.blocks.shape[:2]
-        rotation = self.turns(weight.shape[0], strength).transpose(-1, -2)
-        return (rotation @ weight.reshape([count, size, -1])).reshape(weight.shape)
+        return (Blocks(self.turns(count * size, strength).transpose(-1, -2)),)
 
     def row_step(self, shape: Shape, at_most: int) -> int | None:
         size = self.blocks.shape[1]

@@ -6,6 +6,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.blocks import Blocks
 from lyc_fx.algebra.rotations import cayley, neumann, skew
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
@@ -60,10 +62,8 @@ class InputOFT(Adapter):
         if inner * taps != count * size and (count > 1 or inner * taps % size):
             raise BadAdapter(f"oft_R has {count} blocks of {size}, the weight {inner * taps} input columns")
 
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        turn = self.turns(strength)
-        columns = weight.reshape([weight.shape[0], -1, self.blocks.shape[1]]).transpose(0, 1)  # (n, out, b)
-        return (columns @ turn.transpose(-1, -2)).transpose(0, 1).reshape(weight.shape)
+    def action(self, strength: Strength) -> Action:
+        return Mapped(columns=Blocks(self.turns(strength).transpose(-1, -2)))
 
     def row_step(self, shape: Shape, at_most: int) -> int:
         return at_most

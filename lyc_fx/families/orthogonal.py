@@ -7,6 +7,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.rotations import cayley, skew
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
@@ -29,8 +31,8 @@ class Orthogonal(Adapter):
     """`(out, 1…)`"""
 
     @abstractmethod
-    def rotated(self, weight: Tensor, strength: Strength) -> Tensor:
-        """The weight with its rows rotated."""
+    def rotation(self, strength: Strength) -> tuple[Map, ...]:
+        """What is done to the rows, in this order."""
 
     @abstractmethod
     def fit_blocks(self, out: int) -> None:
@@ -68,12 +70,13 @@ class Orthogonal(Adapter):
         return self
 
     @final
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        rotated = self.rotated(weight, strength)
+    def action(self, strength: Strength) -> Action:
+        rotation = self.rotation(strength)
         if self.rescale is None:
-            return rotated
-        rescale = self.rescale.reshape([-1] + [1] * (weight.dim() - 1))
-        return rotated * (rescale if self.convention == "lycoris" else 1 + strength * (rescale - 1))
+            return Mapped(rows=Compose(rotation))
+        rescale = self.rescale.reshape(-1)
+        factors = rescale if self.convention == "lycoris" else 1 + strength * (rescale - 1)
+        return Mapped(rows=Compose((*rotation, Diagonal(factors))))
 
     @final
     def turns(self, out: int, strength: Strength) -> Tensor:

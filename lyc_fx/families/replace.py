@@ -6,6 +6,7 @@ from typing import Self, final
 from torch import Tensor
 
 from lyc_fx.algebra import Shape
+from lyc_fx.algebra.action import Action, Whole
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.shaped import Shaped, layouts_of
 
@@ -36,5 +37,7 @@ class Replace(Shaped):
     def weight_shape(self) -> None:
         """Whether V lies `(out, in)`, only the model tells."""
 
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        return weight * (1 - strength) + self.value * strength
+    def action(self, strength: Strength) -> Action:
+        return Whole(
+            lambda weight: weight * (1 - strength) + self.value * strength, "another weight is as large as the first"
+        )

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from lyc_fx.algebra import Dims, Shape, Structure, cuts, dims
+from lyc_fx.algebra.action import Action, Added
 from lyc_fx.algebra.new import new_shapes
 from lyc_fx.families.adapter import Adapter, Strength
 
@@ -82,11 +83,5 @@ class Additive(Shaped):
         """ΔW at strength 1."""
         return self.product(shape) * self.scale
 
-    def change(self, weight: Tensor, strength: Strength) -> Tensor:
-        return self.product(weight.shape) * (strength * self.scale)
-
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        return weight + self.change(weight, strength)
-
-    def apply_to(self, weight: Tensor, strength: float) -> None:
-        self.expression().add_to(weight, strength * self.scale)
+    def action(self, strength: Strength) -> Action:
+        return Added(self.expression(), strength if self.scale == 1 else strength * self.scale)

@@ -6,12 +6,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lyc_fx.algebra.action import Action, Whole
 from lyc_fx.algebra.shapes import Shape, expect, expect_matrix, matrix_dims
 from lyc_fx.algebra.tensors import low_rank, matrix, shaped
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Adapter, Strength
 
 _OVERLAP = 0.5
+_REASON = "the change is measured from the weight's own singular vectors, which a chain never computes"
 
 
 @final
@@ -48,14 +50,14 @@ class TLoRA(Adapter):
         if self.rank > min(out, inner):
             raise BadAdapter(f"rank {self.rank} exceeds the weight's {min(out, inner)} singular values")
 
-    def change(self, weight: Tensor, strength: Strength) -> Tensor:
+    def action(self, strength: Strength) -> Action:
+        return Whole(lambda weight: weight + self._change(weight, strength), _REASON)
+
+    def _change(self, weight: Tensor, strength: Strength) -> Tensor:
         u, s, vh = torch.linalg.svd(matrix(weight), full_matrices=False)
         before = (u[:, : self.rank] * s[: self.rank]) @ vh[: self.rank]
         after = low_rank(matrix(self.p) * self.lam, self.q, before.shape)
         return shaped((after - before) * (strength * self.scale), weight.shape)
-
-    def apply(self, weight: Tensor, strength: Strength) -> Tensor:
-        return weight + self.change(weight, strength)
 
     def doubt(self, weight: Tensor) -> str | None:
         """Training starts from Q = Q₀: where Q has left that space for the most part, the base is another."""
