@@ -1,117 +1,76 @@
-"""The families' formula as nodes of a program: traced once for all weights that are alike, and inlined for each."""
+"""Formulas of tensors as nodes of a program: traced once for all places that are alike, and inlined for each."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Hashable, Mapping
+from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lyc_fx.binding import Binding, Bound
 from lyc_fx.families import Adapter, Change, merged
 from lyc_fx.families.rounding import cast
-from lyc_fx.fitting import Weight
-from lyc_fx.program import BANK, fake_mode
+from lyc_fx.program import fake_mode
 from lyc_fx.rewrite import Emit
+from lyc_fx.terms import MergedWeight, Term
+
+Formula = Callable[[Mapping[str, Tensor]], Tensor]
+"""Of tensors by name"""
 
 
 @final
 class Formulas:
-    """Of one binding, for one program."""
+    """Of one program."""
 
-    def __init__(self, gm: GraphModule, binding: Binding) -> None:
-        self._gm, self._binding = gm, binding
-        self._order = {node: position for position, node in enumerate(gm.graph.nodes)}
-        self._first = next(iter(self._order))
-        self._strengths: dict[int, Node] = {}
-        self._traces: dict[Any, Graph] = {}
+    def __init__(self, gm: GraphModule) -> None:
+        self._gm = gm
+        self._traces: dict[Hashable, Graph] = {}
 
-    def splice(self, name: str, described: Weight, nodes: Sequence[Node]) -> None:
-        """Let all that reads these nodes, which give the weight of this name, read the merged weight instead.
-
-        There are several where each call of a module under weight norm computes its weight anew: they share factors.
+    def inline(self, emit: Emit, formula: Formula, inputs: Mapping[str, Node], key: Hashable) -> Node:
+        """Insert the formula's operators on these nodes. `key` tells all that differ in more than the sizes of
+        activations.
         """
-        bound = self._binding.active(name)
-        device = _device(nodes[0])
-        adapters = [each.adapter.to_device(device) for each in bound]
-        strengths = [self._strength(each, device) for each in bound]
-        factors: dict[str, Node] = {}
-        for node in nodes:
-            reader = min(node.users, key=self._order.__getitem__)
-            emit = Emit(
-                self._gm, at=reader, like=reader, by="splice"
-            )  # early, it would hold every merged weight at once
-            inputs = {"weight": node}
-            for position, (each, adapter) in enumerate(zip(bound, adapters, strict=True)):
-                inputs[f"strength_{position}"] = strengths[position]
-                for field, factor in adapter.factors().items():
-                    place = f"{BANK}.{each.index}.{_path(name, each, bound)}.{field}"
-                    if place not in factors:  # a copy: training the program must not change the adapter set
-                        parameter = nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
-                        factors[place] = emit.tensor(place, parameter)
-                    inputs[f"{field}_{position}"] = factors[place]
-            users = list(node.users)
-            result = emit.inline(self._trace(described, bound, adapters, inputs), inputs)
-            for user in users:
-                user.replace_input_with(node, result)
-
-    def _strength(self, bound: Bound, device: torch.device) -> Node:
-        """The buffer of an adapter set's strength, at the top of the graph."""
-        if bound.index not in self._strengths:
-            emit = Emit(self._gm, at=self._first, like=self._first, by="splice")
-            buffer = torch.tensor(bound.strength, dtype=torch.float64, device=device)
-            self._strengths[bound.index] = emit.tensor(f"{BANK}.{bound.index}.strength", buffer)
-        return self._strengths[bound.index]
-
-    def _trace(
-        self, described: Weight, bound: Sequence[Bound], adapters: Sequence[Adapter], inputs: dict[str, Node]
-    ) -> Graph:
-        """The formula as a graph with placeholders of these inputs' names."""
-        structures = tuple((b.rows, b.factor, a.structure()) for b, a in zip(bound, adapters, strict=True))
-        key = described, _device(inputs["weight"]), structures
         if key not in self._traces:
-
-            def formula(at: dict[str, Tensor]) -> Tensor:
-                stack = [
-                    Change(
-                        adapter.with_factors({f: at[f"{f}_{i}"] for f in adapter.factors()}),
-                        _times(at[f"strength_{i}"], b.factor),
-                        b.rows,
-                    )
-                    for i, (b, adapter) in enumerate(zip(bound, adapters, strict=True))
-                ]
-                return merged(
-                    at["weight"],
-                    stack,
-                    transposed=described.transposed,
-                    sequential=self._binding.sequential,
-                    rounding=cast,
-                )
-
             self._traces[key] = _traced(self._gm, formula, {n: node.meta["val"] for n, node in inputs.items()})
-        return self._traces[key]
+        return emit.inline(self._traces[key], inputs)
+
+    def merge(self, emit: Emit, weight: Node, made: MergedWeight, nodes: Mapping[str, Node]) -> Node:
+        """The merged weight, from the node of its base and those of the terms' tensors by name."""
+        inputs = {"weight": weight} | inputs_of(made.terms, nodes)
+
+        def formula(at: Mapping[str, Tensor]) -> Tensor:
+            stack = [Change(adapter_of(term, at), strength_of(term, at), term.rows) for term in made.terms]
+            transposed, sequential = made.transposed, made.sequential
+            return merged(at["weight"], stack, transposed=transposed, sequential=sequential, rounding=cast)
+
+        value = weight.meta["val"]
+        alike = tuple(term.alike for term in made.terms)
+        key = tuple(value.shape), value.dtype, value.device, made.transposed, made.sequential, alike
+        return self.inline(emit, formula, inputs, key)
 
 
-def _device(node: Node) -> torch.device:
-    value: Tensor = node.meta["val"]
-    return value.device
+def inputs_of(terms: tuple[Term, ...], nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """What a formula of these terms reads, by the names that `adapter_of` and `strength_of` know."""
+    found = {}
+    for term in terms:
+        found[f"strength_{term.position}"] = nodes[term.strength]
+        found |= {f"{field}_{term.position}": nodes[place] for field, place in term.places.items()}
+    return found
 
 
-def _path(name: str, bound: Bound, others: Sequence[Bound]) -> str:
-    """Where an adapter's factors lie: below the weight's name, and what tells it from others of its set."""
-    same = [other for other in others if other.index == bound.index]
-    rows = "" if bound.rows is None else f".rows_{bound.rows[0]}_{bound.rows[1]}"
-    several = sum(other.rows == bound.rows for other in same) > 1
-    return f"{name}{rows}.{bound.adapter.name}" if several else f"{name}{rows}"
+def adapter_of(term: Term, at: Mapping[str, Tensor]) -> Adapter:
+    """A term's adapter with the factors that a formula reads."""
+    return term.adapter.with_factors({field: at[f"{field}_{term.position}"] for field in term.places})
 
 
-def _times(strength: Tensor, factor: float) -> Tensor:
-    return strength if factor == 1 else strength * factor
+def strength_of(term: Term, at: Mapping[str, Tensor]) -> Tensor:
+    """A term's strength."""
+    strength = at[f"strength_{term.position}"]
+    return strength if term.share == 1 else strength * term.share
 
 
-def _traced(gm: GraphModule, formula: Callable[[dict[str, Tensor]], Tensor], inputs: dict[str, Tensor]) -> Graph:
-    """A formula of named tensors as a graph with placeholders of these names."""
+def _traced(gm: GraphModule, formula: Formula, inputs: Mapping[str, Tensor]) -> Graph:
+    """A formula as a graph with placeholders of its inputs' names."""
     names = list(inputs)
     with fake_mode(gm), torch.no_grad():
         traced = make_fx(lambda *values: formula(dict(zip(names, values, strict=True))), pre_dispatch=True)

@@ -78,7 +78,7 @@ def lower(
         raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
     further = _passes(passes)
     chosen = (plan or Plan.default(captured(adapted))).chains
-    own = Canonicalize(), Distribute(chosen), Narrow(), Canonicalize()
+    own = Distribute(chosen), Narrow(), Canonicalize()
     return pipeline.run(adapted, *own, *further, check=check)
 
 

@@ -1,9 +1,8 @@
 """canonicalize: remove what means nothing, so that the other rules see one form.
 
 `x·1 → x`, `x.to(its own dtype) → x`, no-op reshapes → x, `xᵀᵀ → x`, a widening cast that is narrowed back → x,
-reshape of a reshape → one reshape, and casts outside of reshapes and transposes. Exists so that the rules of
-other passes fire. Sums of several adapters get one order: those that only weight space can hold come first, so
-that the others can be peeled off. It touches only nodes that lyc-fx inserted, never the model's own.
+reshape of a reshape → one reshape, and casts outside of reshapes and transposes. It touches only nodes that lyc-fx
+inserted, never the model's own.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.pipeline import done
 from lyc_fx.program import holds
-from lyc_fx.rewrite import EMITTED, Bindings, Emit, Miss, Op, Rule, Var, rewrite
+from lyc_fx.rewrite import EMITTED, RESHAPES, Bindings, Emit, Miss, Op, Rule, Var, rewrite
 from lyc_fx.symbolic import difference
 
 aten = torch.ops.aten
-_RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints)
 
 
 @final
@@ -64,33 +62,9 @@ def _widened(emit: Emit, m: Bindings) -> Node | Miss:
     return x if dtype == _dtype(x) else emit(aten.to.dtype, x, dtype)
 
 
-def _swap(emit: Emit, m: Bindings) -> Node | Miss:
-    if _looseness(m["last"]) >= _looseness(m["x"]):
-        return Miss("in order", 1)
-    if len(m["inner"].users) > 1:
-        return Miss("another formula reads the inner sum", 1)
-    return emit(aten.add.Tensor, emit(aten.add.Tensor, m["rest"], m["last"]), m["x"])
-
-
-def _looseness(term: Node) -> int:
-    """How likely a term of a sum is to leave the weight for the activations, from what it is a multiple of.
-
-    3: low rank, Tucker, a map of the input channels (a sum of products); 2: Kronecker, which some groups forbid;
-    1: Hadamard, which may be too dear; 0: the rest.
-    """
-    product = term.args[0] if term.target is aten.mul.Tensor else None
-    while isinstance(product, Node) and product.target in _RESHAPES:
-        product = product.args[0]
-    target = product.target if isinstance(product, Node) else None
-    if target in (aten.matmul.default, aten.add.Tensor):
-        return 3
-    return {aten.kron.default: 2, aten.mul.Tensor: 1}.get(target, 0)  # type: ignore[call-overload]  # None has no row
-
-
 X = Var("x", lambda value: None if isinstance(value, Node) else "not a node")
 ONE = Var("one", lambda value: None if isinstance(value, (int, float)) and value == 1 else "not 1")
 _CAST = Op(aten.to.dtype, X, Var("dtype"))
-_INNER = Op(aten.add.Tensor, Var("rest"), X, name="inner")
 
 RULES = (
     Rule(
@@ -103,10 +77,9 @@ RULES = (
         Op(aten.to.dtype, X, Var("dtype")),
         lambda emit, m: m["x"] if _dtype(m["x"]) == m["dtype"] else Miss("the dtype changes", 1),
     ),
-    Rule("no-op reshape", Op(_RESHAPES, X, ..., name="node"), _same_shape),
+    Rule("no-op reshape", Op(RESHAPES, X, ..., name="node"), _same_shape),
     Rule("transpose of transpose", Op(aten.t.default, Op(aten.t.default, X)), lambda emit, m: m["x"]),
-    Rule("reshape of reshape", Op(_RESHAPES, Op(_RESHAPES, X, ...), ..., name="node"), _reshape_again),
-    Rule("cast outside", Op((*_RESHAPES, aten.t.default), _CAST, ..., name="node"), _cast_outside),
-    Rule("order of a sum", Op(aten.add.Tensor, _INNER, Var("last", X.where)), _swap),
+    Rule("reshape of reshape", Op(RESHAPES, Op(RESHAPES, X, ...), ..., name="node"), _reshape_again),
+    Rule("cast outside", Op((*RESHAPES, aten.t.default), _CAST, ..., name="node"), _cast_outside),
     Rule("widened", Op(aten.to.dtype, Op(aten.to.dtype, X, Var("wide")), Var("dtype")), _widened),
 )

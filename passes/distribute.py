@@ -1,46 +1,47 @@
-"""distribute: from weight space to activation space, by the rules of `lyc_fx.chains`.
+"""distribute: from weight space to activation space, by what each structure of the algebra does to a layer.
 
-Each firing peels the outermost change off a weight, so several adapters become several chains. What has no exact
-form on activations, or none that is cheaper, stays in weight space; the step says why.
+Of each layer's merged weight, the adapters that have an exact form on activations become chains. What has none, or none
+that is cheaper, stays in weight space; the step says why.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.chains import PEELED, RULES
-from lyc_fx.layers import sites, transpose_of, weight_of
+from lyc_fx.algebra.layer import NoChain
+from lyc_fx.chains import Lowering, Reading
+from lyc_fx.layers import Site, sites, transpose_of, weight_of
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK
-from lyc_fx.rewrite import EMITTED, rewrite
+from lyc_fx.rewrite import EMITTED
 from lyc_fx.steps import Missed
-
-aten = torch.ops.aten
 
 
 @final
 @dataclass(frozen=True)
 class Distribute(PassBase):
-    """Option: the sites (names of layer nodes) to rewrite; None is every site where a rule fits."""
+    """Option: the sites (names of layer nodes) to rewrite; None is every site where there is a chain."""
 
     sites: Collection[str] | None = None
 
     def call(self, gm: GraphModule) -> PassResult:
-        chosen = {s.node for s in sites(gm.graph) if self.sites is None or s.node.name in self.sites}
-        elsewhere = tuple(_elsewhere(gm))
-
-        def adapted(node: Node) -> bool:
-            if node not in chosen and not node.meta.get(PEELED):
-                return False
-            weight = weight_of(node)
-            return weight is not None and reads_bank(weight) and only_layers_read(weight)
-
-        fired = rewrite(gm, RULES, wanted=adapted, explain=adapted)
-        return done(gm, "distribute", fired.count, (*fired.misses, *elsewhere), fired.rules)
+        chosen = [s for s in sites(gm.graph) if self.sites is None or s.node.name in self.sites]
+        elsewhere = list(_elsewhere(gm))
+        lowering, fired, missed = Lowering(gm), Counter[str](), list[Missed]()
+        for site in [s for s in chosen if reads_bank(s.weight) and only_layers_read(s.weight)]:
+            name = site.node.name
+            try:
+                done_here = lowering.lower(Reading.of(site))
+            except NoChain as miss:
+                missed.append(Missed("", name, str(miss)))
+            else:
+                fired.update(done_here.rules)
+                missed += [Missed(rule, name, reason) for rule, reason in done_here.kept]
+        return done(gm, "distribute", fired.total(), (*missed, *elsewhere), fired)
 
 
 def reads_bank(node: Node) -> bool:

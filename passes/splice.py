@@ -15,7 +15,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from lyc_fx.binding import Binding, bind
 from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.fitting import Weight
-from lyc_fx.formulas import Formulas
+from lyc_fx.inserted import Insertion
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, remember
 from lyc_fx.stack import Stack
@@ -52,7 +52,7 @@ class Splice(PassBase):
         )
         _refuse_inseparable(gm, binding)
         _refuse_unread(binding, found, fused, strict=self.strict)
-        formulas = Formulas(gm, binding)
+        insertion = Insertion(gm, binding)
         fired, notes = 0, []
         for name in binding.targets:
             nodes = [node for node in found.get(name, ()) if node.users]
@@ -60,7 +60,7 @@ class Splice(PassBase):
                 notes.append(f"{name} is not read by the captured graph: its adapters have no effect here")
             elif binding.active(name):
                 notes += _doubts(gm, nodes[0], name, binding, weights[name])
-                formulas.splice(name, weights[name], nodes)
+                insertion.insert(name, weights[name], nodes)
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         return done(gm, "splice", fired)

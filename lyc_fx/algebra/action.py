@@ -37,6 +37,11 @@ class Action(ABC):
         `weight` is None where it is not stored as it is, but an adapted one itself.
         """
 
+    @property
+    def own_pass(self) -> bool:
+        """Whether, beside others, it takes a pass of its own through the layer."""
+        return False
+
     @abstractmethod
     def after(self, layer: Layer) -> bool:
         """Whether it changes the layer's outputs, so that the bias must come later."""
@@ -112,6 +117,10 @@ class Mapped(Action):
         sides = [(self.rows, "rows"), (self.columns, "columns")]
         return " and ".join(each.name or side for each, side in sides if each is not None)
 
+    @property
+    def own_pass(self) -> bool:
+        return self.rows is None and isinstance(self.columns, Shear)
+
     def after(self, layer: Layer) -> bool:
         return (self.columns if layer.x_first else self.rows) is not None or (layer.looks_up and self.rows is not None)
 
@@ -138,7 +147,7 @@ class Mapped(Action):
 
     def beside(self, layer: Layer, x: Tensor, base: Base, weight: Tensor | None) -> Tensor:
         """Of the identity plus a low rank, on the inputs: a second pass, of what that adds."""
-        if self.rows is not None or not isinstance(self.columns, Shear):
+        if not self.own_pass or not isinstance(self.columns, Shear):
             return super().beside(layer, x, base, weight)
         if layer.x_first:
             y = self.columns.add(layer, base(x), on_rows=False)

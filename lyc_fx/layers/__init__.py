@@ -1,5 +1,6 @@
 """The layer kinds, one per file: which operators, where their weight is, and how they take a narrow one."""
 
+from lyc_fx.layers.call import Call
 from lyc_fx.layers.kind import LayerKind, named, position
 from lyc_fx.layers.sites import Site, graphs, sites, weight_of
 from lyc_fx.layers.storage import read_by_linear, read_by_transposed_conv, stored_transposed
@@ -8,6 +9,19 @@ from lyc_fx.layers.transposes import transpose_of
 from lyc_fx.layers.weight_norm import COMPUTED, weight_norm_parts
 
 __all__ = [
-    "COMPUTED", "KINDS", "LayerKind", "Site", "graphs", "named", "position", "read_by_linear",
-    "read_by_transposed_conv", "sites", "stored_transposed", "transpose_of", "weight_norm_parts", "weight_of",
+    "COMPUTED",
+    "KINDS",
+    "Call",
+    "LayerKind",
+    "Site",
+    "graphs",
+    "named",
+    "position",
+    "read_by_linear",
+    "read_by_transposed_conv",
+    "sites",
+    "stored_transposed",
+    "transpose_of",
+    "weight_norm_parts",
+    "weight_of",
 ]  # fmt: skip

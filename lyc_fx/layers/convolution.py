@@ -1,10 +1,12 @@
 """`aten.conv1d`, `conv2d` and `conv3d`: a weight `(out, in/groups, *kernel)`."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.fx import Node
 
-from lyc_fx.layers.kind import LayerKind, named
-from lyc_fx.rewrite import Emit
+from lyc_fx.layers.kind import Arguments, LayerKind, named
 
 aten = torch.ops.aten
 _PLAIN = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
@@ -24,12 +26,11 @@ class Convolution(LayerKind):
         assert isinstance(groups, int)
         return groups
 
-    def narrow(self, emit: Emit, node: Node, x: Node, weight: Node, *, x_first: bool, groups: int, plain: bool) -> Node:
-        target, given = node.target, named(node)
-        given |= {self.x: x, self.weight: weight, "bias": None, "groups": groups}
-        if plain:
-            dims = len(weight.meta["val"].shape) - 2
-            given |= {name: [value] * dims for name, value in _PLAIN.items() if name in given}
-            if target._overloadname == "padding":  # type: ignore[union-attr]  # an overload of the table
-                target = target.overloadpacket.default  # type: ignore[union-attr]
-        return emit(target, *given.values())
+    def narrow(self, call: Arguments, x: Tensor, weight: Tensor, *, x_first: bool, groups: int, plain: bool) -> Tensor:
+        given: dict[str, Any] = {self.x: x, self.weight: weight, "bias": None, "groups": groups}
+        if not plain:
+            return call.call(given)
+        given |= {name: [value] * (weight.dim() - 2) for name, value in _PLAIN.items() if name in call.named}
+        if call.op._overloadname == "padding":
+            call = Arguments(call.op.overloadpacket.default, call.named)
+        return call.call(given)

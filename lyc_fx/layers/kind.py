@@ -1,12 +1,15 @@
 """The contract of a layer kind: how operators use a weight, in the argument names of their schema."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
-from lyc_fx.rewrite import Emit, arguments
+from lyc_fx.rewrite import arguments
 
 
 class LayerKind(ABC):
@@ -32,7 +35,9 @@ class LayerKind(ABC):
         """Whether the stored weight's first dimension meets x: `(in, out/groups, …)`; else its second does."""
 
     @abstractmethod
-    def narrow(self, emit: Emit, node: Node, x: Node, weight: Node, *, x_first: bool, groups: int, plain: bool) -> Node:
+    def narrow(
+        self, call: "Arguments", x: Tensor, weight: Tensor, *, x_first: bool, groups: int, plain: bool
+    ) -> Tensor:
         """The operator without bias on a narrow weight, all of it or, if `plain`, only between channels."""
 
     def groups(self, node: Node) -> int:
@@ -44,9 +49,24 @@ class LayerKind(ABC):
         dims = len(named(node)[self.weight].meta["val"].shape)
         return None if self.spatial or dims == 2 else f"its weight has {dims} dimensions"
 
-    def finish(self, emit: Emit, node: Node, y: Node) -> Node:
+    def finish(self, call: "Arguments", x: Tensor, y: Tensor) -> Tensor:
         """What must happen to the outputs of a chain that stands for this call."""
         return y
+
+
+@final
+@dataclass(frozen=True)
+class Arguments:
+    """An operator, and its arguments by the names in its schema; those that are tensors do not count."""
+
+    op: torch._ops.OpOverload
+    named: Mapping[str, Any]
+
+    def call(self, others: Mapping[str, Any]) -> Tensor:
+        """The operator with other values for some arguments."""
+        result = self.op(*{**self.named, **others}.values())
+        assert isinstance(result, Tensor)
+        return result
 
 
 def named(node: Node) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """`aten.linear`: a weight `(out, in)` on the last dimension of x."""
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
-from lyc_fx.layers.kind import LayerKind
-from lyc_fx.rewrite import Emit
+from lyc_fx.layers.kind import Arguments, LayerKind
 
 aten = torch.ops.aten
 
@@ -17,5 +17,5 @@ class Linear(LayerKind):
     def x_first(self, node: Node) -> bool:
         return False
 
-    def narrow(self, emit: Emit, node: Node, x: Node, weight: Node, *, x_first: bool, groups: int, plain: bool) -> Node:
-        return emit(aten.matmul.default if x_first else aten.linear.default, x, weight)
+    def narrow(self, call: Arguments, x: Tensor, weight: Tensor, *, x_first: bool, groups: int, plain: bool) -> Tensor:
+        return torch.matmul(x, weight) if x_first else torch.nn.functional.linear(x, weight)

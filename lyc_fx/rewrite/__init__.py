@@ -2,9 +2,9 @@
 
 from lyc_fx.rewrite.driver import Fired, Rule, rewrite
 from lyc_fx.rewrite.emit import EMITTED, Emit, erase_unused
-from lyc_fx.rewrite.pattern import Bindings, Either, Miss, Op, Pattern, Var, arguments
+from lyc_fx.rewrite.pattern import RESHAPES, Bindings, Either, Miss, Op, Pattern, Var, arguments
 
 __all__ = [
-    "EMITTED", "Bindings", "Either", "Emit", "Fired", "Miss", "Op", "Pattern", "Rule", "Var",
+    "EMITTED", "RESHAPES", "Bindings", "Either", "Emit", "Fired", "Miss", "Op", "Pattern", "Rule", "Var",
     "arguments", "erase_unused", "rewrite",
 ]  # fmt: skip

@@ -47,14 +47,26 @@ class Emit:
     def inline(self, graph: Graph, inputs: Mapping[str, Node]) -> Node:
         """A copy of a traced formula of one result, its placeholders replaced by name."""
         values: dict[Node, Any] = {p: inputs[str(p.target)] for p in graph.find_nodes(op="placeholder")}
+        other = {p for p, node in values.items() if _layout(p) != _layout(node)}
         with self._gm.graph.inserting_before(self._at):
             result = self._gm.graph.graph_copy(graph, val_map=values)
         for old, new in values.items():
-            if old.op != "placeholder":
-                new.meta = {"val": old.meta["val"]} | self._provenance
+            if old.op == "placeholder":
+                continue
+            new.meta = {"val": old.meta["val"]} | self._provenance
+            if other.isdisjoint(old.all_input_nodes):
                 mark(new)
+            else:
+                other.add(old)
+                propagate(new, self._mode)
         assert isinstance(result, Node)
         return result
+
+
+def _layout(node: Node) -> str:
+    """Of a node's value, as text: a comparison of symbols would add conditions to them."""
+    value = node.meta["val"]
+    return f"{tuple(value.shape)} {value.stride()}"
 
 
 def erase_unused(gm: GraphModule, nodes: list[Node]) -> None:

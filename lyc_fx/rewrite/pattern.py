@@ -16,6 +16,13 @@ import torch
 from torch.fx import Node
 
 Bindings = dict[str, Any]
+RESHAPES = (
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.flatten.using_ints,
+)
+"""The operators that only give the numbers of a tensor another shape"""
 
 
 @final
