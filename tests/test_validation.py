@@ -1,7 +1,6 @@
 """Translation validation: broken rules are caught and named; sound ones are not; nothing is left behind."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,46 +8,48 @@ import torch
 from lowering import CONV, EVEN, LINEAR, adapted, made
 from nets import Case
 from torch import Tensor, nn
-from torch.fx import Node
 
 import lyc_fx
+from lyc_fx.algebra import Kron, Low, Structure
+from lyc_fx.algebra.blocks import Blocks
+from lyc_fx.algebra.layer import Layer, Scale
+from lyc_fx.algebra.maps import Diagonal, Map
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.passes import canonicalize, distribute, fold, narrow
-from lyc_fx.rewrite import Emit, Op, Rule, Var
+from lyc_fx.passes import canonicalize, fold, narrow
+from lyc_fx.rewrite import Op, Rule, Var
 from lyc_fx.trials import outputs, trials
 
 aten = torch.ops.aten
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
-def spoilt(name: str, spoil: Callable[[Emit, Node, dict[str, Any]], Node]) -> Mutation:
-    """The chains whose name begins so give something else."""
+def spoilt(structure: type[Structure], spoil: Callable[[Tensor, Tensor], Tensor]) -> Mutation:
+    """Its chains give something else, from what they give and their input."""
+    real = structure.act
 
-    def mutate(patch: pytest.MonkeyPatch) -> None:
-        def broken(rule: Rule) -> Rule:
-            def other(emit: Emit, m: dict[str, Any]) -> Any:
-                made = rule.replace(emit, m)
-                return spoil(emit, made, m) if isinstance(made, Node) else made
+    def broken(self: Any, layer: Layer, x: Tensor, scale: Scale = 1.0) -> Tensor:
+        return spoil(real(self, layer, x, scale), x)
 
-            return replace(rule, replace=other) if rule.name.startswith(name) else rule
+    return lambda patch: patch.setattr(structure, "act", broken)
 
-        patch.setattr(distribute, "RULES", tuple(map(broken, distribute.RULES)))
 
-    return mutate
+def without_scale(patch: pytest.MonkeyPatch) -> None:
+    real = Layer.product
+    patch.setattr(Layer, "product", lambda self, x, *factors, scale=1.0: real(self, x, *factors))
+
+
+def mapped(side: type[Map], spoil: Callable[[Tensor], Tensor]) -> Mutation:
+    """What it does to activations is something else."""
+    real = side.act
+
+    def broken(self: Any, layer: Layer, x: Tensor, *, on_rows: bool, turned: bool) -> Tensor:
+        return spoil(real(self, layer, x, on_rows=on_rows, turned=turned))
+
+    return lambda patch: patch.setattr(side, "act", broken)
 
 
 def canonical(rule: Rule) -> Mutation:
     return lambda patch: patch.setattr(canonicalize, "RULES", (*canonicalize.RULES, rule))
-
-
-def without_scale(emit: Emit, made: Node, m: dict[str, Any]) -> Node:
-    """`linear(x, factor·s)` → `linear(x, factor)`"""
-    for scaled in list(m["scale"].users):
-        if scaled.target == aten.mul.Tensor and isinstance(scaled.args[0], Node) and len(scaled.users) == 1:
-            user = next(iter(scaled.users))
-            if user.target in (aten.linear.default, aten.conv2d.default):
-                user.replace_input_with(scaled, scaled.args[0])
-    return made
 
 
 def coarse(patch: pytest.MonkeyPatch) -> None:
@@ -61,20 +62,12 @@ def stale(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTATIONS: dict[str, tuple[Mutation, str, Case, str]] = {
-    "a chain twice as strong": (
-        spoilt("low rank", lambda e, n, m: e(aten.add.Tensor, n, n.args[1])), "locon", LINEAR, "distribute"
-    ),
-    "a chain with the wrong sign": (
-        spoilt("low rank", lambda e, n, m: e(aten.sub.Tensor, *n.args)), "locon", CONV, "distribute"
-    ),
-    "a chain without its scale": (spoilt("Kronecker", without_scale), "lokr", LINEAR, "distribute"),
-    "no chain at all": (spoilt("Kronecker", lambda e, n, m: n.args[0]), "lokr", CONV, "distribute"),
-    "channels in another order": (
-        spoilt("rows", lambda e, n, m: e(aten.flip.default, n, [2])), "diag-oft", EVEN, "distribute"
-    ),
-    "outputs changed a little": (
-        spoilt("columns", lambda e, n, m: e(aten.mul.Tensor, n, 1.000001)), "ia3", LINEAR, "distribute"
-    ),
+    "a chain twice as strong": (spoilt(Low, lambda y, x: y + y), "locon", LINEAR, "distribute"),
+    "a chain with the wrong sign": (spoilt(Low, lambda y, x: -y), "locon", CONV, "distribute"),
+    "a chain without its scale": (without_scale, "locon", LINEAR, "distribute"),
+    "no chain at all": (spoilt(Kron, lambda y, x: y * 0), "lokr", CONV, "distribute"),
+    "channels in another order": (mapped(Blocks, lambda y: y.flip(2)), "diag-oft", EVEN, "distribute"),
+    "outputs changed a little": (mapped(Diagonal, lambda y: y * 1.000001), "ia3", LINEAR, "distribute"),
     "any factor taken for one": (
         canonical(Rule("x·c", Op(aten.mul.Tensor, Var("x"), Var("c", lambda c: None if isinstance(c, float) else "no")),
                        lambda e, m: m["x"])), "locon", LINEAR, "canonicalize"
@@ -104,7 +97,7 @@ def test_the_message_names_the_rule_and_the_first_node(monkeypatch: pytest.Monke
     model = nn.Sequential(nn.Linear(6, 15), nn.ReLU(), nn.Linear(15, 4)).double()
     factors = {"lycoris_0.lora_up.weight": torch.randn(15, 2), "lycoris_0.lora_down.weight": torch.randn(2, 6)}
     before = lyc_fx.splice(lyc_fx.capture(model, (torch.randn(3, 6).double(),)), lyc_fx.load(factors), 0.7)
-    spoilt("low rank", without_scale)(monkeypatch)
+    without_scale(monkeypatch)
     with pytest.raises(InvalidGraph) as caught:
         lyc_fx.lower(before, check=True)
     assert "first node that differs is relu, which reads what was made by low rank on aten" in str(caught.value)
@@ -171,4 +164,4 @@ def test_history_counts_each_rule() -> None:
     assert step.rules == {"low rank on aten.linear.default": 1, "Kronecker on aten.linear.default": 1}
     assert sum(step.rules.values()) == step.fired and "low rank on aten.linear.default: 1" in str(step)
     made_by = {node.meta.get("lyc_fx") for node in program.graph.nodes}
-    assert {"splice", "low rank on aten.linear.default", "Kronecker on aten.linear.default"} <= made_by
+    assert made_by == {None, "splice", "low rank on aten.linear.default and Kronecker on aten.linear.default"}

@@ -190,7 +190,7 @@ class OfRows(Action):
         return f"{self.action.name} of some rows"
 
     def after(self, layer: Layer) -> bool:
-        return self.action.after(layer)
+        return not isinstance(self.action, Added)
 
     def value(self, weight: Tensor) -> Tensor:
         return weight.slice_scatter(self.action.value(weight[self.start : self.stop]), 0, self.start, self.stop)
@@ -203,7 +203,11 @@ class OfRows(Action):
             raise NoChain("some rows alone, of a layer whose inputs meet the rows, or fall into groups")
         part = replace(layer, shape=(self.stop - self.start, *layer.shape[1:]))
         rows = None if weight is None else weight[self.start : self.stop]
-        y = self.action.beside(
-            part, x, lambda x: base(x).narrow(layer.channels, self.start, self.stop - self.start), rows
-        )
+
+        def of_part(inputs: Tensor) -> Tensor:
+            if inputs is not x:
+                raise NoChain("other inputs for some rows alone: a chain would take a second pass through the layer")
+            return base(x).narrow(layer.channels, self.start, self.stop - self.start)
+
+        y = self.action.beside(part, x, of_part, rows)
         return pad(y, [*[0, 0] * layer.dims, self.start, layer.shape[0] - self.stop])

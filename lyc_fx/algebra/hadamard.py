@@ -42,12 +42,12 @@ class Hadamard(Structure):
         (out, inner), taps, groups, dense = layer.shape[:2], prod(layer.shape[2:]), layer.groups, prod(layer.shape)
         if isinstance(one, Low) and isinstance(other, Low):
             rank = one.left.shape[1] * other.left.shape[1]
-            dearer(f"a Hadamard product of rank {rank}", rank * (out + groups * inner * taps), dense)
+            dearer(f"a Hadamard product as a chain of rank {rank}", rank * (out + groups * inner * taps), dense)
             return Low(*self.pair()).act(layer, x, scale)
         if isinstance(one, Tucker) and isinstance(other, Tucker):
             p, q = (one.core.shape[d] * other.core.shape[d] for d in (0, 1))
             cost = groups * q * inner + groups * p * q * taps + p * out
-            dearer(f"a Hadamard product of ranks {p} and {q}", cost, dense)
+            dearer(f"a Hadamard product as a chain of ranks {p} and {q}", cost, dense)
             return self._tucker(one, other).act(layer, x, scale)
         raise NoChain("a product of two full tensors has no chain")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lyc_fx.algebra.action import Action, Base
 from lyc_fx.algebra.layer import Layer, NoChain, Scale
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.structure import Structure, over
 
 
@@ -16,14 +17,13 @@ from lyc_fx.algebra.structure import Structure, over
 class Normed(Action):
     """`V = W + scale · structure`, `ρ = m / (‖V‖ + ε)`: `W + s · (ρ · V - W)`, or from V, `V · (1 + s · (ρ - 1))`.
 
-    The norm is taken over all dimensions but `axis`, 0 (rows) or 1 (inputs).
+    The norm is taken over all dimensions but that of m.
     """
 
     structure: Structure
     scale: float
     magnitude: Tensor
-    """m, one for each row or input"""
-    axis: int
+    """m, one for each row, `(out)` or `(out, 1…)`, or each input, `(1, in/groups, 1…)`"""
     epsilon: float
     strength: Scale
     from_changed: bool
@@ -32,6 +32,10 @@ class Normed(Action):
     @property
     def name(self) -> str:
         return f"DoRA of {self.structure.name}"
+
+    def axis(self, shape: Shape) -> int:
+        """The dimension of the magnitudes in a weight of this shape: 0 (rows) or 1 (inputs)."""
+        return int(not self.magnitude.numel() == self.magnitude.shape[0] == shape[0])
 
     def after(self, layer: Layer) -> bool:
         return layer.looks_up or self._scales_outputs(layer)
@@ -71,24 +75,25 @@ class Normed(Action):
         return base(x * own) + self.structure.act(layer, x * theirs, self.scale)
 
     def _scales_outputs(self, layer: Layer) -> bool:
-        return layer.x_first == (self.axis == 1)
+        return layer.x_first == (self.axis(layer.shape) == 1)
 
     def _fitted(self, layer: Layer, factors: Tensor) -> Tensor:
-        groups = layer.groups if self.axis == 1 else 1
+        groups = layer.groups if self.axis(layer.shape) else 1
         factors = factors.repeat([groups]) if groups > 1 else factors
         return layer.fitted(factors.reshape([-1] + [1] * layer.dims))
 
     def _ratio(self, direction: Tensor) -> Tensor:
         """ρ from V, in its number of dimensions."""
-        others = [dim for dim in range(direction.dim()) if dim != self.axis]
+        axis = self.axis(direction.shape)
+        others = [dim for dim in range(direction.dim()) if dim != axis]
         norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True) + self.epsilon
         return self.magnitude.reshape(norm.shape) / norm
 
     def _ratio_of(self, weight: Tensor) -> Tensor:
         """ρ from W, one for each row or input."""
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        change = 2 * self.structure.dot(weight, self.axis) + self.scale * self.structure.squares(
-            weight.shape, self.axis
-        )
-        square = over(weight.square(), self.axis) + self.scale * change
+        axis = self.axis(weight.shape)
+        dot, squares = self.structure.dot(weight, axis), self.structure.squares(weight.shape, axis)
+        change = 2 * dot + self.scale * squares
+        square = over(weight.square(), axis) + self.scale * change
         return self.magnitude.flatten() / (square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() + self.epsilon)

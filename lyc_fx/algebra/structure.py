@@ -98,4 +98,4 @@ def _low(structure: Structure) -> Structure:
 def dearer(what: str, cost: int, dense: int) -> None:
     """Raise NoChain for a chain that takes as many multiplications per position as the dense weight does."""
     if cost >= dense:
-        raise NoChain(f"{what} as a chain takes {cost} multiplications per position, the dense weight {dense}")
+        raise NoChain(f"{what} takes {cost} multiplications per position, the dense weight {dense}")

@@ -114,7 +114,6 @@ class Decomposable(Additive):
             scale=self.scale,
             magnitude=self.magnitude,
             strength=strength,
-            axis=int(self.magnitude.dim() > 1 and self.magnitude.shape[0] == 1 != self.magnitude.shape[1]),
             epsilon=_EPSILON,
             from_changed=self.convention == "lycoris",
         )

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import lyc_fx
 from lyc_fx import blockwise
+from lyc_fx.algebra import Structure
 from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
 from lyc_fx.families import Adapter
 from lyc_fx.families.locon import LoCon
@@ -189,13 +190,14 @@ def test_an_interrupted_merge_is_undone(error: BaseException, monkeypatch: pytes
     before, parameter = copy.deepcopy(model.state_dict()), model.a.weight
     calls = []
 
-    def failing(self: LoCon, shape: tuple[int, ...]) -> Tensor:
-        calls.append(shape)
+    def failing(self: LoCon) -> Structure:
+        calls.append(self)
         if len(calls) > 2:
             raise error
-        return delta(self, tuple(shape))
+        return expression(self)
 
-    monkeypatch.setattr(LoCon, "product", failing)
+    expression = LoCon.expression
+    monkeypatch.setattr(LoCon, "expression", failing)
     with pytest.raises(type(error)):
         lyc_fx.merge(model, many(a=plain(), b=plain(seed=1), c=plain(seed=2)))
     assert len(calls) == 3

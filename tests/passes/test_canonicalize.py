@@ -64,18 +64,3 @@ def test_the_models_own_nodes_are_left_alone() -> None:
     after = canonical(lambda x: (x * 1.0).t().t(), X, emitted=False)
     assert history(after)[-1].fired == 0
     assert show(after).count("aten.t(") == 2
-
-
-def test_what_only_weight_space_can_hold_comes_first_in_a_sum() -> None:
-    def formula(x: Tensor) -> Tensor:
-        return (x + (x @ x.t() @ x) * 2.0) + (x * x) * 3.0
-
-    program = make_fx(formula, tracing_mode="fake", pre_dispatch=True)(X)
-    for node in program.graph.nodes:
-        node.meta[EMITTED] = True
-    after = pipeline.run(program, Canonicalize())
-    assert history(after)[-1].fired == 1
-    torch.testing.assert_close(after(X), formula(X))
-    last = next(n for n in after.graph.nodes if n.op == "output").all_input_nodes[0]
-    product = last.args[1].args[0]
-    assert product.target is torch.ops.aten.matmul.default

@@ -15,6 +15,7 @@ from lyc_fx.algebra import Low, Structure
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.families import Adapter, Additive, Shape
 from lyc_fx.families.shaped import layouts_of
+from lyc_fx.layers import sites
 
 NORM = next(c for c in CASES if c.name == "layer-norm")
 POINT = next(c for c in CASES if c.name == "conv2d-1x1")
@@ -50,7 +51,6 @@ def test_a_chain_compiles_and_cannot_be_folded(name: str) -> None:
     same_numbers(torch.compile(lowered, fullgraph=True, backend="eager", dynamic=True), before, case)
 
 
-DORA = "computed from the merged weight (a weight decomposition, DoRA)"
 NEAR_MISSES: dict[str, tuple[Case, Adapter, str]] = {
     "blocks across groups": (
         CONV,
@@ -79,7 +79,8 @@ NEAR_MISSES: dict[str, tuple[Case, Adapter, str]] = {
         made("loha", CONV, "t1", "t2"),
         "of ranks 9 and 9 takes 1170 multiplications per position, the dense weight 360",
     ),
-    "magnitudes": (LINEAR, made("locon", LINEAR, "magnitude"), DORA),
+    "inputs across taps": (SAME, made("oft-input", SAME), "the inputs are mixed across the taps of the kernel"),
+    "a dear rank of given norms": (LINEAR, made("loha", LINEAR, "magnitude"), "takes 189 multiplications per position"),
     "a whole difference": (LINEAR, made("full", LINEAR), "no form that is smaller than the weight"),
     "singular vectors": (LINEAR, made("tlora", LINEAR), "the weight's own singular vectors"),
     "a norm": (NORM, made("norm", NORM), "aten.layer_norm.default does not read add as the weight of a layer"),
@@ -97,14 +98,46 @@ def test_a_near_miss_is_left_alone_and_says_why(name: str) -> None:
     same_numbers(after, before, case)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("ia3", "beside others"), ("diag-oft", "beside others"), ("locon", DORA)])
-def test_what_must_stay_beside_others_lets_the_others_go(name: str, reason: str) -> None:
-    kept = made(name, EVEN, *(["magnitude"] if name == "locon" else []))
-    before = adapted(EVEN, made("lokr", EVEN), kept, made("locon", EVEN), made("glora", EVEN))
+@pytest.mark.parametrize("factors", [("ia3",), ("diag-oft",), ("locon", "magnitude"), ("oft-input",)])
+def test_one_map_of_the_weight_goes_with_sums_in_one_pass(factors: tuple[str, ...]) -> None:
+    """And GLoRA's own pass."""
+    one_map = made(*factors[:1], EVEN, *factors[1:])
+    before = adapted(EVEN, made("lokr", EVEN), one_map, made("locon", EVEN), made("glora", EVEN))
     after = lyc_fx.lower(before, check=True)
-    assert fired(after) == 3
-    [miss] = misses(after)
-    assert reason in miss
+    assert fired(after) == 4 and not misses(after)
+    wide = [site for site in sites(after.graph) if site.weight.target == "layer.weight"]
+    assert len(wide) == 2
+    same_numbers(after, before, EVEN)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(("ia3",), ("oft-input",)), (("locon", "magnitude"), ("ia3",)), (("diag-oft",), ("ia3",))],
+)
+def test_two_maps_of_the_weight_stay_and_let_sums_go(first: tuple[str, ...], second: tuple[str, ...]) -> None:
+    maps = [made(name, EVEN, *factors) for name, *factors in (first, second)]
+    before = adapted(EVEN, made("lokr", EVEN), *maps, made("locon", EVEN))
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 2
+    assert len(misses(after)) == 2 and all("second pass" in miss for miss in misses(after))
+    same_numbers(after, before, EVEN)
+
+
+def test_two_maps_of_outputs_share_one_pass() -> None:
+    rows = made("ia3", EVEN, rank=2), made("diag-oft", EVEN), made("locon", EVEN, "magnitude", rank=2)
+    before = adapted(EVEN, *rows, made("lokr", EVEN))
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 4
+    assert len([site for site in sites(after.graph) if site.weight.target == "layer.weight"]) == 1
+    same_numbers(after, before, EVEN)
+
+
+def test_norms_of_a_weight_that_others_change_first_stay() -> None:
+    stack = made("locon", EVEN), made("lokr", EVEN, "w1", "w2", "magnitude"), made("ia3", EVEN), made("glora", EVEN)
+    before = adapted(EVEN, *stack, sequential=True)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 2
+    assert len(misses(after)) == 2 and all("norms of a weight that other adapters change" in m for m in misses(after))
     same_numbers(after, before, EVEN)
 
 
