@@ -199,7 +199,9 @@ def bind(
         hint = advice(lost, [row.module for row in applied], shapes) if lost and strict else ""
         hint = OF_UNREAD if unread and strict and not lost else hint
         raise NotApplicable("\n".join([f"{counted(wrong, 'adapter')} cannot be applied:", *shortened(faults)]), hint)
-    parts = {part for w in weights.values() if w.normed for part in (w.normed.direction, w.normed.magnitude)}
+    parts = {
+        part for w in weights.values() if w.weight_norm for part in (w.weight_norm.direction, w.weight_norm.magnitude)
+    }
     untouched = tuple(n for n, w in weights.items() if len(w.shape) > 1 and n not in targets and n not in parts)
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)

@@ -15,8 +15,8 @@ from lyc_fx.chosen import Adapters, chosen
 from lyc_fx.errors import BadAdapter
 from lyc_fx.experts import rearranged
 from lyc_fx.fitting import Weight, placed
-from lyc_fx.folding.base import based
-from lyc_fx.folding.given import Given, given_by
+from lyc_fx.folding.base import open_base
+from lyc_fx.folding.new_tensors import NewTensor, find_new_tensors
 from lyc_fx.named import names_for
 from lyc_fx.naming import Names, Piece
 from lyc_fx.report import table
@@ -135,12 +135,12 @@ def coverage(adapters: Adapters, model: Like) -> Coverage:
 
 def _given(
     sets: Sequence[AdapterSet], model: Like, shapes: Shapes, elsewhere: Callable[[], Mapping[str, str]]
-) -> Mapping[str, Given]:
+) -> Mapping[str, NewTensor]:
     """What a fold into a folder writes as the adapters have it."""
     if isinstance(model, (Mapping, nn.Module)):
         return {}
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
-    return given_by(stacked(sets), based(model), weights, elsewhere)
+    return find_new_tensors(stacked(sets), open_base(model), weights, elsewhere)
 
 
 def _said(piece: Piece) -> str:

@@ -17,7 +17,7 @@ from lyc_fx.naming import Piece, Pieces, in_before_out, projects
 
 @final
 @dataclass(frozen=True)
-class Normed:
+class WeightNorm:
     """From which tensors weight norm computes a weight."""
 
     direction: str
@@ -39,7 +39,7 @@ class Weight:
     """Of a transposed convolution, `(in, out/groups, *kernel)`: which side an adapter means by out, nothing says"""
     scale: str | None = None
     """The tensor that it is in units of, where that is known"""
-    normed: Normed | None = None
+    weight_norm: WeightNorm | None = None
     """How it is computed, where a checkpoint has no tensor for it"""
 
     @property

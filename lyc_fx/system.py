@@ -60,14 +60,14 @@ def reserve(file: int, size: int) -> None:
     os.ftruncate(file, size)
 
 
-def ask(file: int, position: int, size: int) -> None:
+def prefetch(file: int, position: int, size: int) -> None:
     """Ask for some bytes of an open file. Returns before they are there, unless the disk has enough to do."""
     if hasattr(os, "posix_fadvise"):  # macOS has none either
         with suppress(OSError):  # a file system that cannot
             os.posix_fadvise(file, position, size, os.POSIX_FADV_WILLNEED)
 
 
-def forget(file: int) -> None:
+def drop_from_cache(file: int) -> None:
     """Drop an open file from the page cache, so that it is read from the disk."""
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
@@ -98,7 +98,7 @@ def sync_path(path: Path) -> None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a file that is there against other processes. Raises BlockingIOError, which says so, where one has it."""
     with path.open("r+b", buffering=0) as file:
         lock = _flock if fcntl else _locking if msvcrt else _named

@@ -16,7 +16,7 @@ from lyc_fx.allocator import keep_freed_memory
 from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.cli.renaming import Rename, renamed
-from lyc_fx.folding.ahead import begin
+from lyc_fx.folding.ahead import read_ahead
 
 if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet
@@ -100,7 +100,7 @@ def command(
     if out is None and not dry_run:
         raise typer.BadParameter("--out/-o says where the merged one goes; --dry-run needs none")
     with working("loading the adapters", quiet=quiet):
-        begin(base)  # the import of torch takes a second
+        read_ahead(base)  # the import of torch takes a second
         keep_freed_memory()
         import torch
 

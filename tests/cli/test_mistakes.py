@@ -73,7 +73,7 @@ FILES: dict[str, Case] = {
     ),
     "directory": (
         fold(lambda f: f.folder / "empty", locon),
-        "…/empty: no .safetensors file is in this folder",
+        "…/empty: this folder contains no .safetensors file",
     ),
     "cut": (
         fold(base, lambda f: named("cut.st", f.locon.read_bytes()[:64])(f)),
@@ -112,7 +112,7 @@ MEANT: dict[str, Case] = {
     ),
     "twice an adapter": (
         fold(locon, lambda f: f.lokr),
-        "…/locon.safetensors: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT",
+        "…/locon.safetensors: is itself an adapter; give the model first: lyc-fx fold BASE ADAPTER -o OUT",
     ),
     "flux": (
         fold(base, stored("a.safetensors", factors("lora_unet_double_blocks_0_img_attn_proj"))),
@@ -195,7 +195,11 @@ OPTIONS: dict[str, Case] = {
         fold(base, locon, out="merged.ckpt"),
         "…/merged.ckpt: what is written is a safetensors file: name it merged.ckpt.safetensors",
     ),
-    "resume": (fold(base, locon, "--resume"), "--resume is for folders of shards: a single file is written anew"),
+    "resume": (
+        fold(base, locon, "--resume"),
+        "…/out.safetensors: resume=True (command line: --resume) works only for folders: a single file is always "
+        "written from the start",
+    ),
     "convention": (
         lambda f: ["convert", f.locon, "--to", "diffusers", "-o", f.folder / "c.safetensors"],
         "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be read out "
