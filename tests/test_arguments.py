@@ -109,7 +109,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "live of adapters": (lambda: lyc_fx.live(A), "the model is a AdapterSet: an nn.Module is expected, or a pipeline"),
     "a number": (lambda: lyc_fx.merge(model(), 3), r"adapters are a path, .*, not int \(3\)"),
     "a number in a list": (lambda: lyc_fx.merge(model(), [A, 3]), r"is a path or what lyc_fx.load returns, not int"),
-    "a bare pair": (lambda: lyc_fx.merge(model(), (A, 0.5)), r"not float \(0.5\): a pair stands in a list"),
+    "a bare pair": (lambda: lyc_fx.merge(model(), (A, 0.5)), r"not float \(0.5\): put a pair into a list"),
     "load a number": (lambda: lyc_fx.load(3), r"what to load is a path, not int \(3\)"),
     "fold into a model": (lambda: lyc_fx.fold_checkpoint(model(), A, OUT), "the base is a path, not Sequential"),
     "fold to a number": (lambda: lyc_fx.fold_checkpoint("base.safetensors", A, 3), r"the output is a path, not int"),

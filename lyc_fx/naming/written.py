@@ -112,7 +112,7 @@ class Written:
             for (start, stop), part, name in sorted(parts, key=lambda each: each[0]):
                 if part.parameter == piece.parameter and start <= reached < min(stop, last):
                     end, total = min(stop, last), rows_of(name.pieces, self.shapes)
-                    base = (part.of or (0, total))[0] - start
+                    base = (part.source_rows or (0, total))[0] - start
                     found.append(((reached - first, end - first), Place(name, (base + reached, base + end), total)))
                     reached = end
             if reached == last:

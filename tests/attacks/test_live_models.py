@@ -266,8 +266,8 @@ def test_a_row_that_becomes_zero_under_weight_norm() -> None:
     [
         ({"convention": "lycors"}, "there is no convention 'lycors'"),
         ({"compute": torch.int32}, "floating-point dtype"),
-        ({"strength": "half"}, "strength 'half' is no number"),
-        ({"strength": {"a.*": None}}, "strength None is no number"),
+        ({"strength": "half"}, "strength 'half' is not a number"),
+        ({"strength": {"a.*": None}}, "strength None is not a number"),
     ],
 )
 def test_options_that_are_none(options: dict[str, object], message: str) -> None:
