@@ -24,7 +24,7 @@ from lyc_fx.folding.run import Progress
 from lyc_fx.folding.scaled import refuse_conversion
 from lyc_fx.folding.ties import find_ties, with_aliases, with_tied_names
 from lyc_fx.folding.weight_norm import refuse_double_targets
-from lyc_fx.orientation import oriented, refuse_doubtful
+from lyc_fx.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, stacked
 
@@ -103,7 +103,7 @@ def fold_checkpoint(
     source = open_base(base)
     patterns = tuple(transposed)
     tied = find_ties(source)
-    weights = oriented(with_tied_names(source.weights(), tied), patterns)
+    weights = with_orientation(with_tied_names(source.weights(), tied), patterns)
     elsewhere = cache(partial(other_names, source))
     new_tensors = find_new_tensors(stack, source, weights, elsewhere)
     weights = with_new_shapes(new_tensors, weights)
@@ -116,7 +116,7 @@ def fold_checkpoint(
             f"{base}: no adapter matches a weight of it, so the output would be a plain copy; "
             f"adapter keys without effect: {len(binding.report.refused)}"
         )
-    refuse_doubtful(weights, filter(binding.active, binding.targets), patterns)
+    refuse_ambiguous(weights, filter(binding.active, binding.targets), patterns)
     refuse_conversion(weights, dtype)
     refuse_double_targets(weights, binding.targets)
     untied = tuple(tie for tie in tied if tie.broken(binding))

@@ -11,14 +11,14 @@ from lyc_fx.binding import Binding, bind
 from lyc_fx.blockwise import threaded_scheduler
 from lyc_fx.errors import Unsupported
 from lyc_fx.families import Convention, Effect
-from lyc_fx.foreign import flattened, foreign, offloaded, scripted, shapeless
+from lyc_fx.foreign import find_scripted, flattening_reason, foreign_reason, offload_reason, shapeless_reason
 from lyc_fx.naming.disk import names_on_disk
 from lyc_fx.program import module_aliases
 from lyc_fx.report import Report
 from lyc_fx.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.twins import twins
 from lyc_fx.weight_handles import WeightHandle, find_weights
-from lyc_fx.whole import Pipeline, whole
+from lyc_fx.whole import Pipeline, as_module
 
 
 @torch.inference_mode(False)  # a new parameter must not be an inference tensor
@@ -63,7 +63,7 @@ def merge(
         allow_nonfinite=allow_nonfinite,
         component=component,
     )
-    found, binding = bind_model(whole(model), stack, strict=strict)
+    found, binding = bind_model(as_module(model), stack, strict=strict)
     notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:
         with threaded_scheduler() as scheduler:
@@ -85,13 +85,13 @@ def merge(
 
 
 def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, WeightHandle], Binding]:
-    """Find the weights of a model (as `whole` returns it) by name, and bind a stack to them. Raises as `merge`."""
-    if scripted(model) is not None:
+    """Find the weights of a model (as `as_module` returns it) by name, and bind a stack to them. Raises as `merge`."""
+    if find_scripted(model) is not None:
         raise Unsupported(
             "the model is TorchScript, or has a part that is: merge into the Python model that it was made from, and "
             "script that again"
         )
-    if (reason := shapeless(model) or flattened(model)) is not None:
+    if (reason := shapeless_reason(model) or flattening_reason(model)) is not None:
         raise Unsupported(reason)
     found, same = find_weights(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
@@ -100,7 +100,7 @@ def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[st
     for name in binding.targets:
         path = name.rpartition(".")[0]
         weight = found[name].read()
-        reason = foreign(weight) or offloaded(model.get_submodule(path), weight)
+        reason = foreign_reason(weight) or offload_reason(model.get_submodule(path), weight)
         if reason is not None:
             raise Unsupported(f"{name} {reason}")
     empty = [name for name in binding.targets if found[name].read().is_meta]

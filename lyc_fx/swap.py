@@ -19,7 +19,7 @@ from lyc_fx.stack import Adapters, Blocks, stacked
 from lyc_fx.stores import Store, make_store
 from lyc_fx.undo import overwrite, save_for_undo
 from lyc_fx.weight_handles import WeightHandle
-from lyc_fx.whole import Pipeline, whole
+from lyc_fx.whole import Pipeline, as_module
 
 
 def live(model: nn.Module | Pipeline, keep: str | os.PathLike[str] = "memory") -> "Live":
@@ -32,7 +32,7 @@ def live(model: nn.Module | Pipeline, keep: str | os.PathLike[str] = "memory") -
 
     Raises BadFile if there is no such file or folder, and Unsupported for "pinned" without CUDA.
     """
-    return Live(whole(model), make_store(keep))
+    return Live(as_module(model), make_store(keep))
 
 
 @final

@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lyc_fx.conv1d import stored_in_out
 from lyc_fx.errors import Unsupported
 from lyc_fx.fitting import Weight
-from lyc_fx.foreign import computed
+from lyc_fx.foreign import hook_computed
 from lyc_fx.layers import weight_norm_parts
 from lyc_fx.memory import find_shared, overlaps_itself
 from lyc_fx.program import module_aliases
@@ -74,7 +74,7 @@ def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
                 name = f"{prefix}{hook.name}"
                 parts = tuple(module.get_parameter(f"{hook.name}_{part}") for part in "gv")
                 found[name] = _unless_shared(_weight_norm(module, hook, name in turned), name, parts, memory)
-        for leaf, reason in computed(module):
+        for leaf, reason in hook_computed(module):
             found[f"{prefix}{leaf}"] = _refused(module, f"{prefix}{leaf}", reason)
     return found
 

@@ -106,7 +106,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "merge, swapped": (lambda: lyc_fx.merge(A, model()), r"not a model \(Sequential\); the model comes first"),
     "coverage, swapped": (lambda: lyc_fx.coverage(model(), A), "the model comes first|is a path or what lyc_fx.load"),
-    "live of adapters": (lambda: lyc_fx.live(A), "the model is a AdapterSet: an nn.Module is expected, or a pipeline"),
+    "live of adapters": (lambda: lyc_fx.live(A), "the model is a AdapterSet: pass an nn.Module, or a pipeline"),
     "a number": (lambda: lyc_fx.merge(model(), 3), r"adapters are a path, .*, not int \(3\)"),
     "a number in a list": (lambda: lyc_fx.merge(model(), [A, 3]), r"is a path or what lyc_fx.load returns, not int"),
     "a bare pair": (lambda: lyc_fx.merge(model(), (A, 0.5)), r"not float \(0.5\): put a pair into a list"),

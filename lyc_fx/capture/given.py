@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lyc_fx.errors import CaptureError
-from lyc_fx.foreign import refusal
+from lyc_fx.foreign import capture_refusal
 
 
 def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
@@ -17,7 +17,7 @@ def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
         return
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
-    if (reason := refusal(model)) is not None:
+    if (reason := capture_refusal(model)) is not None:
         raise CaptureError(reason)
     if isinstance(args, Tensor):  # which is a sequence of its rows
         shape = tuple(args.shape)

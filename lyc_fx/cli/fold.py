@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from lyc_fx.allocator import keep_freed_memory
+from lyc_fx.allocator import retain_freed_memory
 from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.cli.renaming import Rename, renamed
@@ -101,7 +101,7 @@ def command(
         raise typer.BadParameter("--out/-o says where the merged one goes; --dry-run needs none")
     with working("loading the adapters", quiet=quiet):
         read_ahead(base)  # the import of torch takes a second
-        keep_freed_memory()
+        retain_freed_memory()
         import torch
 
         from lyc_fx import fold_checkpoint, load

@@ -143,7 +143,7 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
     "output is the base by a link": (
         lambda f: _fold(f.base, f.locon, _linked(f)),
         1,
-        ["link.safetensors: is a link to ", "name that itself"],
+        ["link.safetensors: is a link to ", "give that path instead"],
     ),
     "output is an adapter": (lambda f: _fold(f.base, f.locon, f.locon), 1, ["is an input as well as the output"]),
     "strength is no number": (lambda f: _fold(f.base, f"{f.locon}@0,5", f.out), 2, ["the strength '0,5' is not a"]),

@@ -190,11 +190,11 @@ OPTIONS: dict[str, Case] = {
     ),
     "no suffix": (
         fold(base, locon, out="merged"),
-        "…/merged: what is written is a safetensors file: name it merged.safetensors",
+        "…/merged: the output is a safetensors file: name it merged.safetensors",
     ),
     "checkpoint": (
         fold(base, locon, out="merged.ckpt"),
-        "…/merged.ckpt: what is written is a safetensors file: name it merged.ckpt.safetensors",
+        "…/merged.ckpt: the output is a safetensors file: name it merged.ckpt.safetensors",
     ),
     "resume": (
         fold(base, locon, "--resume"),

@@ -198,7 +198,7 @@ def test_what_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(BadFile, match="full: exists"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "full")
-    with pytest.raises(BadFile, match=r"lies in .*, which is an input"):
+    with pytest.raises(BadFile, match=r"is inside .*, which is an input"):
         lyc_fx.fold_checkpoint(model, adapters(), model / "out")
     with pytest.raises(BadAdapter, match="no rounding 'up': use"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", rounding="up")  # type: ignore[arg-type]
