@@ -1,4 +1,4 @@
-"""What capture is given in the wrong place, said before torch.export makes something else of it."""
+"""Checking the arguments of `capture`, before torch.export misreads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,11 @@ from lyc_fx.foreign import capture_refusal
 
 
 def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
-    """Raise CaptureError for what is no model, or has foreign weights; for a bare input instead of a tuple, and shapes
-    instead of kwargs."""
+    """Raise CaptureError for arguments that `capture` does not take.
+
+    Such as: an object that is not a model, a model with foreign weights, an input that is not in a tuple, and shapes in
+    the place of kwargs.
+    """
     if isinstance(model, ExportedProgram):
         return
     if not isinstance(model, nn.Module):

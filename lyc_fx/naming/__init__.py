@@ -7,8 +7,8 @@ from lyc_fx.naming.gated import in_before_out
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
 from lyc_fx.naming.scheme import Dialect
+from lyc_fx.naming.target_names import Place, Target, TargetNames, rows_of
 from lyc_fx.naming.wrappers import without_wrappers
-from lyc_fx.naming.written import Place, Target, Written, rows_of
 
 __all__ = [
     "COMPONENTS",
@@ -23,7 +23,7 @@ __all__ = [
     "Place",
     "Rows",
     "Target",
-    "Written",
+    "TargetNames",
     "flatten",
     "in_before_out",
     "projections",

@@ -203,9 +203,8 @@ OPTIONS: dict[str, Case] = {
     ),
     "convention": (
         lambda f: ["convert", f.locon, "--to", "diffusers", "-o", f.folder / "c.safetensors"],
-        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be read out "
-        "of these; "
-        "name the model that they are for, or a checkpoint of it: like=… (command line: --like FILE)",
+        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be derived "
+        "from these; give the model that they are for, or a checkpoint of it: like=… (command line: --like FILE)",
     ),
     "inspect a model": (
         lambda f: ["inspect", f.base],

@@ -1,4 +1,4 @@
-"""`Written`: what a file of some convention calls the rows of a model's parameters."""
+"""`TargetNames`: what a file of some convention calls the rows of a model's parameters."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Place:
 
 @final
 @dataclass(frozen=True)
-class Written:
+class TargetNames:
     """The names of one model in one convention."""
 
     names: Names
