@@ -222,19 +222,19 @@ def _components(asked: Sequence[str], names: Names) -> Sequence[str | None]:
     Raises BadAdapter for a name that is not one of them.
     """
     for each in asked:
-        if each not in names.twins:
-            known = ", ".join(names.twins) or "the model has none"
+        if each not in names.denoisers:
+            known = ", ".join(names.denoisers) or "the model has none"
             raise BadAdapter(f"component {each}: is not one of the components with the same parameter names: {known}")
     return asked or (None,)
 
 
 def _taken(names: Names, targets: Iterable[str]) -> tuple[str, ...]:
     """Return a note if several components have the same parameter names and only one of them got adapters."""
-    found = {prefix for target in targets if (prefix := target.partition(".")[0]) in names.twins}
+    found = {prefix for target in targets if (prefix := target.partition(".")[0]) in names.denoisers}
     if len(found) != 1:
         return ()
     [taken] = found
-    others = " and ".join(name for name in names.twins if name != taken)
+    others = " and ".join(name for name in names.denoisers if name != taken)
     return (
         f"{taken} and {others} have the same parameter names, and the adapters were applied to {taken}: use "
         f"component={others!r} (command line: --component {others}) for the other",

@@ -12,7 +12,7 @@ from lyc_fx.families import Adapter
 from lyc_fx.families.experts import Experts
 from lyc_fx.families.full import Full
 from lyc_fx.families.replace import Replace
-from lyc_fx.naming import Piece, Pieces, in_before_out, projects
+from lyc_fx.naming import Piece, Pieces, in_before_out, is_projection
 
 
 @final
@@ -121,7 +121,7 @@ def _oriented(adapter: Adapter, name: str, shape: tuple[int, ...], weights: Mapp
     if isinstance(adapter, Experts):
         shapes = {each: weight.shape for each, weight in weights.items()}
         return replace(adapter, turned=True if in_before_out(name, shapes) else None)
-    transposed = weights[name].transposed and not projects(name, weights)
+    transposed = weights[name].transposed and not is_projection(name, weights)
     return adapter.oriented(shape[::-1] if transposed else shape, transposed)
 
 

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from lyc_fx.fitting import Weight
 from lyc_fx.layers import COMPUTED, read_by_linear, read_by_transposed_conv, stored_transposed
-from lyc_fx.naming import projects
+from lyc_fx.naming import is_projection
 from lyc_fx.program import facts, owner, weights
 
 _PARTS = ("weight_v", "parametrizations.weight.original1")
@@ -63,5 +63,5 @@ def stored(gm: GraphModule) -> dict[str, Weight]:
 def described(name: str, node: Node, names: Collection[str]) -> Weight:
     """Describe the weight that `node` produces. `names` are those of all weights of the program."""
     value: Tensor = node.meta["val"]
-    turned = stored_transposed(node) or (value.dim() == 2 and projects(name, names) and not read_by_linear(node))
+    turned = stored_transposed(node) or (value.dim() == 2 and is_projection(name, names) and not read_by_linear(node))
     return Weight(tuple(map(int, value.shape)), value.dtype, turned, read_by_transposed_conv(node))

@@ -1,6 +1,6 @@
-"""Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
+"""Finding the parameters of a model that a name in an adapter file means. Each architecture has a file of its own."""
 
-from lyc_fx.naming.bare import projections, projects
+from lyc_fx.naming.bare import is_projection, projections
 from lyc_fx.naming.components import COMPONENTS, PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.gated import in_before_out
@@ -26,8 +26,8 @@ __all__ = [
     "TargetNames",
     "flatten",
     "in_before_out",
+    "is_projection",
     "projections",
-    "projects",
     "rows_of",
     "without_wrappers",
 ]
