@@ -106,10 +106,10 @@ def placed(
     try:
         oriented.fit(shape)
     except BadAdapter as error:
-        turned = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
+        fits_transposed = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
         hint = "; it would fit the transpose: is the weight stored as (in, out)? Then use --transposed"
         name = " + ".join(piece.parameter for piece in pieces)
-        raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error
+        raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if fits_transposed else ''}") from error
     for piece in pieces:
         adapter = oriented if piece.source_rows is None else oriented.rows(*piece.source_rows, shape).compact()
         made.append((piece, adapter))
@@ -148,7 +148,10 @@ def _fits(adapter: Adapter, shape: tuple[int, ...]) -> bool:
 
 
 def scale_beside(name: str, weights: Mapping[str, Weight]) -> str | None:
-    """What a float8 weight must be multiplied by: `fc.weight_scale`, `fc.scale_weight`, or a mark for all of them."""
+    """Return the tensor that shows that a float8 weight is stored in units of a scale, or None.
+
+    That is one beside it, such as `fc.weight_scale` or `fc.scale_weight`, or `scaled_fp8`, which marks all weights.
+    """
     module = name.rpartition(".")[0]
     beside = (other for other in weights if other.rpartition(".")[0] == module and "scale" in other.rpartition(".")[2])
     return next(beside, "scaled_fp8" if "scaled_fp8" in weights else None)

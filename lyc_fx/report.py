@@ -67,7 +67,7 @@ class Report:
     untouched: tuple[str, ...] = ()
     """The model's weights of two or more dimensions that have no adapter"""
     changes: Mapping[str, float] = field(default_factory=dict)
-    """`‖W' - W‖ / ‖W‖` of each merged weight, estimated from some of its elements; 0 only if no bit changed"""
+    """`‖W' - W‖ / ‖W‖` of each merged weight, estimated from some of its elements; 0 if no bit changed"""
 
     def __repr__(self) -> str:
         return f"<Report: {self._summary}, {counted(len(self.notes), 'note')}>"

@@ -31,8 +31,8 @@ def shapes_of(model: Like) -> dict[str, tuple[int, ...]]:
         weights = with_weight_norm(
             {n: Weight(tuple(value.shape), value.dtype) for n, value in model.state_dict().items()}
         )
-        turned, shapes = stored_in_out(model), {name: weight.shape for name, weight in weights.items()}
-        return {name: shape[::-1] if name in turned and len(shape) == 2 else shape for name, shape in shapes.items()}
+        in_out, shapes = stored_in_out(model), {name: weight.shape for name, weight in weights.items()}
+        return {name: shape[::-1] if name in in_out and len(shape) == 2 else shape for name, shape in shapes.items()}
     return {name: weight.logical for name, weight in with_orientation(open_base(model).weights(), ()).items()}
 
 

@@ -63,5 +63,7 @@ def stored(gm: GraphModule) -> dict[str, Weight]:
 def described(name: str, node: Node, names: Collection[str]) -> Weight:
     """Describe the weight that `node` produces. `names` are those of all weights of the program."""
     value: Tensor = node.meta["val"]
-    turned = stored_transposed(node) or (value.dim() == 2 and is_projection(name, names) and not read_by_linear(node))
-    return Weight(tuple(map(int, value.shape)), value.dtype, turned, read_by_transposed_conv(node))
+    transposed = stored_transposed(node) or (
+        value.dim() == 2 and is_projection(name, names) and not read_by_linear(node)
+    )
+    return Weight(tuple(map(int, value.shape)), value.dtype, transposed, read_by_transposed_conv(node))

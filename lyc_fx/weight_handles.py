@@ -54,26 +54,26 @@ class WeightHandle:
 def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
     """Find every weight of a model by its name: parameters, buffers, and weights that a module computes from them."""
     found: dict[str, WeightHandle] = {}
-    same, memory, turned = module_aliases(model), find_shared(model), stored_in_out(model)
+    same, memory, in_out = module_aliases(model), find_shared(model), stored_in_out(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{prefix}{leaf}"
                 others = [n for n in memory[id(tensor)] if same.get(n, n) != same.get(name, name)]
-                handle = _stored(module, name, others, name in turned)
+                handle = _stored(module, name, others, name in in_out)
                 found[name] = replace(
                     handle, of_transposed_conv=isinstance(module, _ConvTransposeNd) and leaf == "weight"
                 )
         for leaf in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
             name = f"{prefix}{leaf}"
             parts = (*module.parametrizations[leaf].parameters(), *module.parametrizations[leaf].buffers())  # type: ignore[index, union-attr, operator]
-            found[name] = _unless_shared(_parametrized(module, name, name in turned), name, parts, memory)
+            found[name] = _unless_shared(_parametrized(module, name, name in in_out), name, parts, memory)
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
                 name = f"{prefix}{hook.name}"
                 parts = tuple(module.get_parameter(f"{hook.name}_{part}") for part in "gv")
-                found[name] = _unless_shared(_weight_norm(module, hook, name in turned), name, parts, memory)
+                found[name] = _unless_shared(_weight_norm(module, hook, name in in_out), name, parts, memory)
         for leaf, reason in hook_computed(module):
             found[f"{prefix}{leaf}"] = _refused(module, f"{prefix}{leaf}", reason)
     return found

@@ -43,6 +43,7 @@ class _Gathering:
     taken: dict[str, list[tuple[Piece, Entry]]]
     made: list[ConvertedAdapter]
     scattered: dict[tuple[Name, str], list[tuple[Part, Entry]]]
+    """Parts of adapters by the target's name and leaf, to be fused"""
 
 
 def gather(adapters: AdapterSet, target_names: TargetNames) -> list[ConvertedAdapter]:

@@ -41,6 +41,7 @@ class Fold:
 
     @property
     def binding(self) -> Binding:
+        """The adapters, bound to the base's weights."""
         return self.merger.binding
 
     def layout(self, part: Part) -> Layout:
@@ -52,12 +53,12 @@ class Fold:
         return lay_out([*kept, *more], dtypes, self.provenance.add_to(part.metadata))
 
     def _kept(self, part: Part) -> Layout:
-        """The layout of a base file without the tensors that `whole` replaces."""
+        """Return the layout of a base file without the tensors that `whole` replaces."""
         tensors = tuple(t for t in part.layout.tensors if part.prefix + t.name not in self.whole)
         return Layout(part.layout.header, tensors)
 
     def _whole(self, part: Part) -> dict[str, Tensor]:
-        """The tensors of `whole` that go into this file: replacements of its own, and in the last file the new ones."""
+        """Return the tensors of `whole` for this file: replacements of its own, and in the last file the new ones."""
         known = {each.prefix + t.name for each in self.base.parts for t in each.layout.tensors}
         own = {part.prefix + t.name for t in part.layout.tensors}
         alike = [each for each in self.base.parts if each.prefix == part.prefix]

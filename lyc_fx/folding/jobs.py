@@ -51,6 +51,7 @@ class Compute:
 
     @property
     def name(self) -> str:
+        """The name of the tensor."""
         return self.source.name
 
     @cached_property

@@ -50,6 +50,7 @@ class NewTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape in the output."""
         return tuple(self.value.shape)
 
 

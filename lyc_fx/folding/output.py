@@ -80,7 +80,7 @@ def _write_folder(target: Path, fold: Fold, ranks: Ranks, *, resume: bool, progr
 
 
 def _workspace(target: Path, *, resume: bool) -> Path:
-    """The folder that is renamed to the output at the end: a new one, or with `resume` that of the earlier run."""
+    """Return the folder that is renamed to the output at the end: a new one, or with `resume` that of the last run."""
     return target.absolute().with_name(f".{target.name[:40]}.resume") if resume else unique(target)
 
 

@@ -130,11 +130,11 @@ class Sink:
 
 
 def _touched(start: int, stop: int) -> range:
-    """The numbers of the chunks that contain these bytes."""
+    """Return the numbers of the chunks that contain these bytes."""
     return range(start // CHUNK, -(-stop // CHUNK)) if stop > start else range(0)
 
 
 def _within(number: int, start: int, stop: int) -> tuple[int, int]:
-    """The part of these bytes that is in a chunk, as (start, stop) relative to the chunk."""
+    """Return the part of these bytes that is in a chunk, as (start, stop) relative to the chunk."""
     first = number * CHUNK
     return max(start - first, 0), min(stop - first, CHUNK)

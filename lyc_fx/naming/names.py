@@ -33,7 +33,7 @@ from lyc_fx.naming.wrappers import plain_names, unwrapped
 
 _LEAVES = ("weight", "bias")
 _MOST_COMPARED = 20_000_000
-"""The most characters of a name times characters of all names for which `nearest` searches, which takes long"""
+"""The limit for `nearest` on characters of a name times characters of all names, beyond which it would take minutes"""
 
 
 class NamesOf(Protocol):

@@ -157,7 +157,7 @@ def _split(
 ) -> Iterator[tuple[Dialect, str, Pieces]]:
     names = [name and f"{head}{name.format(*numbers)}.{leaf}" for name in each.diffusers]
     if len(names) == 1:
-        yield each.dialect, names[0], _turned(each, parameter, shapes, columns)
+        yield each.dialect, names[0], _in_order(each, parameter, shapes, columns)
         return
     beside = parameter.rpartition(".")[0].rpartition(".")[0]
     read = next((n for name in each.readers if (n := _columns(shapes, f"{beside}.{name}")) is not None), None)
@@ -175,11 +175,12 @@ def _fused(
         name = f"{head}{each.original.format(*numbers)}.{leaf}"
         one = len(members) == 1
         dialect = Dialect.original if each.dialect is Dialect.diffusers else each.dialect
-        pieces = _turned(each, members[0], shapes, columns) if one else concatenated(members, shapes)
+        pieces = _in_order(each, members[0], shapes, columns) if one else concatenated(members, shapes)
         yield dialect, name, pieces
 
 
-def _turned(each: Rule, parameter: str, shapes: Shapes, columns: int | None) -> Pieces:
+def _in_order(each: Rule, parameter: str, shapes: Shapes, columns: int | None) -> Pieces:
+    """Return the pieces of a parameter that has one module on both sides: whole, or its halves swapped."""
     rows = shapes[parameter][0] if shapes[parameter] else 0
     swapped = each.continuous and columns is not None and rows == 2 * columns
     return halves_swapped(parameter, rows) if swapped else whole(parameter)
