@@ -13,7 +13,7 @@ from typing import Self, final
 import torch
 
 from lyc_fx.families import Adapter, Convention
-from lyc_fx.renaming import names_of, table_of
+from lyc_fx.renaming import check_table, rename_all
 
 NamePattern = str | re.Pattern[str]
 
@@ -81,7 +81,7 @@ class AdapterSet:
         names without dots, segments end at underscores. What was renamed is not renamed again; the empty key stands
         before every name. Raises BadAdapter where a key is in no name, or where two names become one; WrongArgument.
         """
-        names = names_of((entry.module for entry in self.entries), table_of(table), self.source)
+        names = rename_all((entry.module for entry in self.entries), check_table(table), self.source)
         return replace(self, entries=tuple(replace(e, module=names[e.module]) for e in self.entries))
 
     def _keep(self, wanted: Callable[[str], bool]) -> Self:

@@ -1,4 +1,4 @@
-"""Telling the C library's allocator to keep what it has: fresh pages for each block cost more than the sums."""
+"""Making the C allocator retain freed memory: getting fresh pages for each block costs more than merging it."""
 
 import ctypes
 import sys
@@ -6,17 +6,17 @@ from contextlib import suppress
 
 _TRIM, _MMAP = -1, -3
 """`M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of glibc's malloc.h"""
-_KEPT = 32 * 2**20
+_RETAINED = 32 * 2**20
 
 
-def keep_freed_memory() -> None:
-    """From now on freed memory stays with the process. Other systems than Linux with glibc: nothing.
+def retain_freed_memory() -> None:
+    """Make this process retain freed memory from now on. Does nothing except on Linux with glibc.
 
-    This is for a process of our own, such as the command line's. In a user's it would be for good: glibc adapts these
-    thresholds to what a program allocates until somebody sets them, and there is no way back.
+    Call this only in a process of our own, such as the command line's, as it cannot be undone: glibc adapts these
+    thresholds to what a program allocates only until they are set.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # musl has no mallopt
             library = ctypes.CDLL(None)
-            library.mallopt(_MMAP, _KEPT)
-            library.mallopt(_TRIM, 16 * _KEPT)
+            library.mallopt(_MMAP, _RETAINED)
+            library.mallopt(_TRIM, 16 * _RETAINED)

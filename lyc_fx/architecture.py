@@ -1,4 +1,4 @@
-"""What an adapter file is for, as it says itself: by its metadata, or by names that only some models have."""
+"""Telling which model an adapter file is for, by its metadata or by module names that only some models have."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,11 +14,14 @@ _MARKS = (
     ("transformer_blocks", "a transformer of diffusers"),
     ("self_attn", "a language model or text encoder"),
 )
-"""Parts of modules' names, and what has them; the first that fits counts"""
+"""Parts of module names, and the models that have them; the first match counts"""
 
 
 def purpose(metadata: Mapping[str, str], modules: Iterable[str], names: Iterable[str]) -> str | None:
-    """A sentence on what a file is for, where the model (with these parameters) is something else; None if unknown."""
+    """Return a sentence on which model a file is for, or None if it is unknown or may be this model.
+
+    `metadata` and `modules` are the file's; `names` are the parameters of the model at hand.
+    """
     stated = next((f"{metadata[key]} ({key})" for key in _SAID if metadata.get(key)), None)
     if stated is not None:
         return f"The file says that it is for {stated}."

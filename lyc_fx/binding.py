@@ -1,4 +1,4 @@
-"""Where adapters meet weights: which adapter goes where, and every reason why one cannot. Used on all roads."""
+"""Binding adapters to a model's weights, and reporting every adapter that cannot be bound. Used on all roads."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.blockwise import Run, at_once, merging
+from lyc_fx.blockwise import Scheduler, block_merger, run_serially
 from lyc_fx.errors import BadAdapter, NotApplicable, counted
 from lyc_fx.experts import rearranged
 from lyc_fx.families import Adapter, Change, Effect
@@ -32,42 +32,44 @@ class Bound:
 
     adapter: Adapter
     index: int
-    """Which set of the stack it comes from"""
+    """The position of its set in the stack"""
     strength: float
-    """Of the set"""
+    """The strength of the set"""
     factor: float = 1.0
-    """What the block strengths say of this weight"""
+    """The factor of the block strengths for this weight"""
     rows: Rows | None = None
-    """Of the weight, that it acts on; None for all"""
+    """The rows of the weight that it acts on; None for all"""
 
     @property
     def total(self) -> float:
-        """The strength on this weight."""
+        """The strength on this weight: that of the set times the factor."""
         return self.strength * self.factor
 
     @property
     def inert(self) -> bool:
-        """Whether this leaves the weight as it is, to the bit."""
+        """Whether this leaves every bit of the weight as it is, as at strength 0."""
         return self.adapter.inert(self.total)
 
     def change(self, device: torch.device) -> Change:
-        """As `families.merged` takes it."""
+        """Return the change that `families.merged` takes, with the factors on a device."""
         return Change(self.adapter.to_device(device), self.total, self.rows)
 
 
 @final
 @dataclass(frozen=True)
 class Binding:
-    """Adapters by the model's weight names, in the order in which they are summed."""
+    """All adapters of a stack, bound to the weights of a model."""
 
     targets: Mapping[str, tuple[Bound, ...]]
+    """By the model's name of each weight, its adapters in the order in which they are summed"""
     report: Report
     sequential: bool = False
+    """Whether each set is applied to the result of the one before"""
     allow_nonfinite: bool = False
-    """Whether the base may hold NaN and infinity"""
+    """Whether base weights may hold NaN and infinity"""
 
     def active(self, target: str) -> list[Bound]:
-        """What changes a weight."""
+        """Return the adapters that change a weight: those that are not inert."""
         return [bound for bound in self.targets.get(target, ()) if not bound.inert]
 
     def fill(
@@ -75,19 +77,22 @@ class Binding:
         target: str,
         weight: Tensor,
         out: Tensor,
-        run: Run,
+        scheduler: Scheduler,
         *,
         transposed: bool,
         effects: dict[str, Effect],
         compute: torch.dtype | None = None,
     ) -> None:
-        """The weight with all its adapters, into a tensor of its shape, block by block; it may be the weight itself.
+        """Merge all adapters of the weight `target` into `out`, block by block.
 
-        What that did goes into `effects`. Raises BadAdapter, when `run` is done with it, where the base is not finite
-        or the result overflows: then `out` holds it all the same.
+        `out` has the shape of `weight`, and may be the same tensor. The work may be done later: when `scheduler` has
+        finished it, the effect is in `effects`, and BadAdapter is raised if the base is not finite or the result
+        overflows (`out` then holds that result).
         """
         changes = [bound.change(out.device) for bound in self.active(target)]
-        block, rows = merging(weight, changes, out, transposed=transposed, compute=compute, sequential=self.sequential)
+        block, rows = block_merger(
+            weight, changes, out, transposed=transposed, compute=compute, sequential=self.sequential
+        )
 
         def solved(each: Rows) -> Effect:
             with solvable(target):
@@ -98,16 +103,16 @@ class Binding:
             effects[target] = effect
 
         if out.device.type != "cpu" or (len(rows) == 1 and weight.numel() > BLOCK):
-            run = at_once  # on a GPU threads wait for each other; else with all of torch's for the one block
-        run(solved, rows, done)
+            scheduler = run_serially  # threads do not help on a GPU; a single block is better spread over all threads
+        scheduler(solved, rows, done)
 
     def finished(self, effects: Mapping[str, Effect], notes: Sequence[str]) -> Report:
-        """The report of a merge that is done."""
+        """Return the report of a finished merge, with the effects on the weights and further notes."""
         report = replace(self.report, notes=(*self.report.notes, *notes))
         return report.measured({name: effect.relative for name, effect in effects.items()})
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
-        """What speaks against this weight as the base of its adapters."""
+        """Return warnings that this weight is not the base that its adapters were trained on."""
         base = weight.t() if transposed else weight
         found = []
         for bound in self.active(target):
@@ -119,7 +124,7 @@ class Binding:
 
 @contextmanager
 def solvable(target: str) -> Iterator[None]:
-    """A weight that holds NaN has no singular values."""
+    """Turn torch's errors from linear algebra, such as for a weight that holds NaN, into BadAdapter."""
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -135,15 +140,18 @@ def bind(
     same: Twins = MappingProxyType({}),
     elsewhere: Callable[[], Mapping[str, str]] = dict,
 ) -> Binding:
-    """Bind every entry of every set. Raises BadAdapter, listing all that is wrong, before anything is done.
+    """Bind every adapter of every set in a stack to the weights that it changes.
 
-    `aliases` maps further names of a weight to the one in `weights`. An adapter of a fused weight is split over the
-    weights of a model that has them apart, and one for a part of a fused weight acts on its rows. Where a model has a
-    fused weight beside its members (`same`), both are changed. Where an entry finds no weight, `elsewhere` is asked for
-    further names, and experts are brought into the model's form.
+    `weights` describes the model's weights by name; `aliases` maps further names to those; `elsewhere` returns still
+    more names, and is called only if an adapter matches none of the others. `same` is what `twins` returns.
 
-    With `strict=False`, entries without a weight are `refused` in the report; one that does not fit its weight is
-    an error all the same.
+    An adapter for a fused weight (such as qkv) is split if the model has separate weights (q, k, v), and an adapter for
+    a separate weight acts on its rows of the fused one. If the model has both, both are changed. Adapters for experts
+    are converted to the form in which the model has them (`lyc_fx.experts`).
+
+    With `strict=False`, adapters without a weight are listed as `refused` in the report; one that does not fit its
+    weight is an error even then. Raises NotApplicable (a BadAdapter), which lists every fault, before anything is
+    changed.
     """
     shapes = {name: weight.logical for name, weight in weights.items()}
     every = [entry for part in stack.parts for entry in part.adapters.entries]
@@ -161,12 +169,12 @@ def bind(
         taken: dict[str, list[tuple[Piece, Entry]]] = defaultdict(list)
         for entry in rearranged(adapters.entries, names, weights):
             if entry.unread and not strict:
-                why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: it is left out as a whole"
+                why = f"{entry.module} has a key that no format reads, {entry.unread[0]}: the module is left out"
                 refused += [Unused(key, adapters.source, why) for key in entry.keys]
                 continue
             places = {tuple(names.find(entry.module, entry.leaf, each)) for each in components} - {()}
             if not places and entry.leaf == "bias" and entry.adapter.keeps_zero:
-                continue  # a module without bias: nothing is lost, and a lost module is known from its weight
+                continue  # a module without bias: nothing is lost, and a missing module is reported for its weight
             if not places:
                 lost.append((adapters, entry))
                 refused += [Unused(key, adapters.source, f"no such {entry.leaf} in the model") for key in entry.keys]
@@ -199,7 +207,9 @@ def bind(
         hint = advice(lost, [row.module for row in applied], shapes) if lost and strict else ""
         hint = OF_UNREAD if unread and strict and not lost else hint
         raise NotApplicable("\n".join([f"{counted(wrong, 'adapter')} cannot be applied:", *shortened(faults)]), hint)
-    parts = {part for w in weights.values() if w.normed for part in (w.normed.direction, w.normed.magnitude)}
+    parts = {
+        part for w in weights.values() if w.weight_norm for part in (w.weight_norm.direction, w.weight_norm.magnitude)
+    }
     untouched = tuple(n for n, w in weights.items() if len(w.shape) > 1 and n not in targets and n not in parts)
     notes = _taken(names, targets) if not stack.components else ()
     report = Report(tuple(applied), tuple(refused), notes, untouched)
@@ -207,24 +217,27 @@ def bind(
 
 
 def _components(asked: Sequence[str], names: Names) -> Sequence[str | None]:
-    """The denoisers to which names of either are bound. Raises BadAdapter for what is none of several."""
+    """Return the components to bind to, of those with the same parameter names; (None,) for the default.
+
+    Raises BadAdapter for a name that is not one of them.
+    """
     for each in asked:
-        if each not in names.twins:
-            known = ", ".join(names.twins) or "the model has no two"
-            raise BadAdapter(f"component {each}: is none of the components that have the same names: {known}")
+        if each not in names.denoisers:
+            known = ", ".join(names.denoisers) or "the model has none"
+            raise BadAdapter(f"component {each}: is not one of the components with the same parameter names: {known}")
     return asked or (None,)
 
 
 def _taken(names: Names, targets: Iterable[str]) -> tuple[str, ...]:
-    """What to say where the names of several components are the same, and one of them has all adapters."""
-    found = {prefix for target in targets if (prefix := target.partition(".")[0]) in names.twins}
+    """Return a note if several components have the same parameter names and only one of them got adapters."""
+    found = {prefix for target in targets if (prefix := target.partition(".")[0]) in names.denoisers}
     if len(found) != 1:
         return ()
     [taken] = found
-    others = " and ".join(name for name in names.twins if name != taken)
+    others = " and ".join(name for name in names.denoisers if name != taken)
     return (
-        f"{taken} and {others} have the same names, and the adapters went to {taken}: component={others!r} "
-        f"(command line: --component {others}) takes the other",
+        f"{taken} and {others} have the same parameter names, and the adapters were applied to {taken}: use "
+        f"component={others!r} (command line: --component {others}) for the other",
     )
 
 

@@ -1,4 +1,4 @@
-"""Every form in which adapters may be given, to whatever takes some: one reading for all roads."""
+"""Reading the argument `adapters` of all public functions, in every form that it may have."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,22 +11,22 @@ from lyc_fx.errors import WrongArgument
 from lyc_fx.formats import load
 
 Blocks = Mapping[str, float]
-"""Factors by fnmatch pattern over the model's weight names; the first pattern that matches counts, else 1"""
+"""Strength factors by fnmatch pattern over the model's weight names; the first matching pattern counts, else 1"""
 Source = AdapterSet | str | os.PathLike[str] | Mapping[str, Tensor]
-"""What `load` returned or takes: a file, a PEFT directory, or a dict of tensors"""
+"""One adapter set, as `load` returns it or takes it: a file, a PEFT directory, or a dict of tensors"""
 Adapters = (
     Source
     | Sequence[Source | tuple[Source, float | Blocks]]
     | Mapping[AdapterSet | str | os.PathLike[str], float | Blocks]
 )
-"""One adapter set; several, each alone or with a strength (a number, or factors by pattern); strengths by set"""
+"""One adapter set; a sequence of sets, each alone or with its strength; or a mapping from sets to strengths"""
 _FORMS = "a path, what lyc_fx.load returns, a list of these or of (adapters, strength) pairs, or {adapters: strength}"
 
 
 def chosen(adapters: Adapters) -> list[tuple[AdapterSet, float | Blocks]]:
-    """Adapter sets with their strengths; 1 where none is given. Files are loaded.
+    """Return adapter sets with their strengths (default 1), loading files.
 
-    Raises WrongArgument for anything else, and what `load` raises.
+    Raises WrongArgument for an argument of any other form, and what `load` raises.
     """
     given: Any = adapters
     if _is_source(given):
@@ -37,13 +37,13 @@ def chosen(adapters: Adapters) -> list[tuple[AdapterSet, float | Blocks]]:
         raise WrongArgument(f"adapters are {_FORMS}, not {_kind(given)}")
     if _is_pair(given) and _is_source(given[0]):
         raise WrongArgument(
-            f"an adapter set is a path or what lyc_fx.load returns, not {_kind(given[1])}: a pair stands in a list"
+            f"an adapter set is a path or what lyc_fx.load returns, not {_kind(given[1])}: put a pair into a list"
         )
     return [(one(each[0]), each[1]) if _is_pair(each) else (one(each), 1.0) for each in given]
 
 
 def one(source: Source) -> AdapterSet:
-    """The adapter set itself, or that of a file. Raises as `chosen`."""
+    """Return the adapter set itself, or load a file. Raises as `chosen`."""
     given: Any = source
     if isinstance(given, AdapterSet):
         return given

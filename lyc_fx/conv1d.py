@@ -1,9 +1,9 @@
-"""Which weights a model stores as `(in, out)`: those of Conv1D, by which transformers' GPT-2 and others are built, and
-the bare projections of CLIP.
+"""Finding the weights that a model stores as `(in, out)`: those of Conv1D, of which transformers' GPT-2 and others are
+built, and the bare projections of CLIP.
 
-Nothing else tells for a square weight. Conv1D is known by its class or a base of it, also where a wrapper has made
-a class of its own (FSDP, parametrizations); in a graph, which has no such module any more, by the module that each node
-was traced from.
+The shape does not show it for a square weight. Conv1D is recognized by the name of its class or a base class, also if a
+wrapper has derived another class from it (FSDP, parametrizations). A graph no longer has such modules; there it is
+recognized by the module that each node was traced from.
 """
 
 import sys
@@ -19,9 +19,10 @@ _NAME = "Conv1D"
 
 
 def is_conv1d(kind: Any) -> bool:
-    """Whether a class, or the class of this qualified name, is Conv1D or derived from one.
+    """Return whether a class, or the class with this qualified name, is Conv1D or derived from it.
 
-    A class that cannot be looked up (of another process, or made inside a function) goes by the end of its name.
+    A class that cannot be looked up (of another process, or defined inside a function) is judged by the end of its
+    name.
     """
     if isinstance(kind, type):
         return any(base.__name__ == _NAME for base in kind.__mro__)
@@ -31,7 +32,7 @@ def is_conv1d(kind: Any) -> bool:
 
 
 def stored_in_out(model: nn.Module) -> frozenset[str]:
-    """The names of the weights that are stored `(in, out)`, by every name that their module has."""
+    """Return the names of the weights that are stored as `(in, out)`, including all aliases of their modules."""
     return frozenset(_named(model))
 
 
@@ -47,13 +48,16 @@ def _named(model: nn.Module) -> Iterator[str]:
 
 
 def _traced(graph: Graph) -> set[str]:
-    """The paths of the Conv1D modules that nodes were traced from."""
+    """Return the paths of the Conv1D modules that nodes of a graph were traced from."""
     stacks = (list((node.meta.get("nn_module_stack") or {}).values()) for node in graph.nodes)
     return {stack[-1][0] for stack in stacks if stack and is_conv1d(stack[-1][1])}
 
 
 def _placed(model: nn.Module, prefix: str, path: str) -> str:
-    """Of a graph inside a model: paths count from the module that was traced, or from the whole (unflattened)."""
+    """Return the weight's name in the model for a path in a graph module at `prefix`.
+
+    The path may be relative to that module, or to the whole model (as in unflattened programs).
+    """
     names = [".".join(filter(None, (*above, path, "weight"))) for above in ((prefix,), ())]
     known = dict(model.named_parameters(remove_duplicate=False))
     return next((name for name in names if name in known), names[0])

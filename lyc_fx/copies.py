@@ -1,4 +1,4 @@
-"""Programs made of programs: another graph, or a copy of it, over the same tensors, and tensors put into place."""
+"""Making programs from programs that share their tensors, and setting tensors by name."""
 
 from typing import Any, final
 
@@ -9,9 +9,10 @@ from lyc_fx.program import tensors
 
 
 def set_tensor(module: nn.Module, name: str, tensor: Tensor, *, persistent: bool | None = None) -> None:
-    """Put a tensor under a name: a parameter as one, anything else as a buffer, making modules on the way.
+    """Set a tensor by its dotted name, creating modules where needed: a parameter as such, anything else as a buffer.
 
-    `persistent` None keeps what the buffer was, and makes a plain constant (no state-dict key) of a new one.
+    With `persistent=None`, an existing buffer stays as persistent as it was, and a new tensor becomes a plain attribute
+    without a state-dict key.
     """
     path, _, leaf = name.rpartition(".")
     owner = module
@@ -37,7 +38,7 @@ def set_tensor(module: nn.Module, name: str, tensor: Tensor, *, persistent: bool
 
 
 def non_persistent(module: nn.Module) -> set[str]:
-    """Names of the buffers that the state dict leaves out."""
+    """Return the names of the buffers that the state dict leaves out."""
     return {
         f"{path}.{leaf}" if path else leaf
         for path, owner in module.named_modules(remove_duplicate=False)
@@ -46,14 +47,17 @@ def non_persistent(module: nn.Module) -> set[str]:
 
 
 def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = None) -> GraphModule:
-    """A new GraphModule for `graph`, which shares every tensor of `source`, also those that the graph does
-    not read (so that the state dict keeps its keys), and its input guards."""
+    """Make a GraphModule for `graph` that shares all tensors of `source`, and its checks of inputs.
+
+    Tensors that the graph does not read are kept, so that the state dict has the same keys. `meta` replaces that of
+    `source`.
+    """
     gm = GraphModule(source, graph)
     skipped, stored = non_persistent(source), tensors(source)
     for name, tensor in stored.items():
         set_tensor(gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else name not in skipped)
     for name, tensor in tensors(gm).items():
-        if name not in stored:  # a constant of the code: GraphModule makes a buffer of it, but no model has that key
+        if name not in stored:  # a constant, of which GraphModule makes a buffer: keep it out of the state dict
             set_tensor(gm, name, tensor, persistent=False)
     for hook in source._forward_pre_hooks.values():
         gm.register_forward_pre_hook(hook, with_kwargs=True)
@@ -65,7 +69,7 @@ def rebuilt(source: nn.Module, graph: Graph, *, meta: dict[str, Any] | None = No
 
 @final
 class CopiesHooks:
-    """Gives a deep copy of a program the program's own checks of its inputs, which torch leaves out."""
+    """A hook for deep copies of a program: it copies the program's checks of inputs, which torch leaves out."""
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
@@ -80,7 +84,7 @@ class CopiesHooks:
 
 
 def cloned(gm: GraphModule) -> GraphModule:
-    """A copy whose graph may be changed; it shares the tensors."""
+    """Return a copy of a program with a graph of its own, which may be changed; the tensors are shared."""
     graph = Graph(tracer_cls=gm.graph._tracer_cls)
     output = graph.graph_copy(gm.graph, val_map={}, return_output_node=True)
     assert isinstance(output, tuple)

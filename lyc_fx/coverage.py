@@ -15,8 +15,8 @@ from lyc_fx.chosen import Adapters, chosen
 from lyc_fx.errors import BadAdapter
 from lyc_fx.experts import rearranged
 from lyc_fx.fitting import Weight, placed
-from lyc_fx.folding.base import based
-from lyc_fx.folding.given import Given, given_by
+from lyc_fx.folding.base import open_base
+from lyc_fx.folding.new_tensors import NewTensor, find_new_tensors
 from lyc_fx.named import names_for
 from lyc_fx.naming import Names, Piece
 from lyc_fx.report import table
@@ -27,33 +27,33 @@ from lyc_fx.stack import stacked
 @final
 @dataclass(frozen=True)
 class Key:
-    """One key of a file."""
+    """One key of an adapter file, and what it changes."""
 
     key: str
     source: str
     module: str
-    """The file's name of the module; empty where no format reads the key"""
+    """The file's name for the module; empty if no format reads the key"""
     targets: tuple[str, ...]
-    """What it changes: `fc.weight`, or `qkv.weight[0:64]` for some rows"""
+    """The weights that it changes: `fc.weight`, or `qkv.weight[0:64]` for some rows"""
     why: str | None = None
-    """Why it changes nothing"""
+    """Why it changes nothing; None if it does change something"""
 
 
 @final
 @dataclass(frozen=True)
 class Target:
-    """One weight of the model."""
+    """One weight of the model, and what changes it."""
 
     name: str
     shape: tuple[int, ...]
     adapters: tuple[str, ...]
-    """The file's names of the modules that change it"""
+    """The files' names for the modules that change it"""
 
 
 @final
 @dataclass(frozen=True)
 class Coverage:
-    """Every key and every weight. Weights of fewer than two dimensions count where they are adapted."""
+    """Every key of the files, and every weight of the model; weights of fewer than two dimensions only if adapted."""
 
     keys: tuple[Key, ...]
     weights: tuple[Target, ...]
@@ -72,7 +72,7 @@ class Coverage:
         return f"{adapted} of {len(self.weights)} weights adapted; {used} of {len(self.keys)} keys used"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready data."""
+        """Return the coverage as JSON-ready data."""
         return asdict(self) | {"complete": self.complete}
 
     def __str__(self) -> str:
@@ -100,14 +100,15 @@ def _by_reason(keys: Sequence[Key]) -> Mapping[str, list[str]]:
 
 
 def coverage(adapters: Adapters, model: Like) -> Coverage:
-    """What adapter sets would do to a model, a file or folder of its weights, or parameters of these shapes.
+    """Find out which keys of adapter files would change which weights of a model, without changing anything.
 
-    `adapters` are as in `splice`; strengths mean nothing here. Raises BadFile where the model cannot be read.
+    `adapters` is as in `splice`; strengths are ignored. `model` is a module, a file or folder of its weights, or a
+    mapping from parameter names to shapes. Raises BadFile if the model cannot be read.
     """
     sets = [each for each, _ in chosen(adapters)]
     elsewhere = cache(partial(other_names_of, model))
     shapes = shapes_of(model)
-    shapes |= {name: each.shape for name, each in _given(sets, model, shapes, elsewhere).items()}
+    shapes |= {name: each.shape for name, each in _new_tensors(sets, model, shapes, elsewhere).items()}
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
     names = names_for([entry for each in sets for entry in each.entries], shapes, elsewhere=elsewhere)
     keys: list[Key] = []
@@ -117,9 +118,9 @@ def coverage(adapters: Adapters, model: Like) -> Coverage:
         found: dict[str, Key] = {}
         for entry in rearranged(each.entries, names, weights):
             pieces, why = _pieces(entry, names, weights, taken)
-            for key in entry.keys:  # that of experts in one tensor is of several entries
+            for key in entry.keys:  # a key for fused experts belongs to several entries
                 before = found[key].targets if key in found else ()
-                targets = tuple(dict.fromkeys((*before, *map(_said, pieces))))
+                targets = tuple(dict.fromkeys((*before, *map(_format_piece, pieces))))
                 found[key] = Key(key, each.source, entry.module, targets, why)
             for piece in pieces:
                 taken[piece.parameter].append((piece, entry))
@@ -133,24 +134,24 @@ def coverage(adapters: Adapters, model: Like) -> Coverage:
     return Coverage(tuple(keys), tuple(rows))
 
 
-def _given(
+def _new_tensors(
     sets: Sequence[AdapterSet], model: Like, shapes: Shapes, elsewhere: Callable[[], Mapping[str, str]]
-) -> Mapping[str, Given]:
-    """What a fold into a folder writes as the adapters have it."""
+) -> Mapping[str, NewTensor]:
+    """Return the tensors that a fold into a folder would write as the adapter file has them, by name."""
     if isinstance(model, (Mapping, nn.Module)):
         return {}
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}
-    return given_by(stacked(sets), based(model), weights, elsewhere)
+    return find_new_tensors(stacked(sets), open_base(model), weights, elsewhere)
 
 
-def _said(piece: Piece) -> str:
+def _format_piece(piece: Piece) -> str:
     return piece.parameter + ("[{}:{}]".format(*piece.rows) if piece.rows else "")
 
 
 def _pieces(
     entry: Entry, names: Names, weights: Mapping[str, Weight], taken: Mapping[str, list[tuple[Piece, Entry]]]
 ) -> tuple[list[Piece], str | None]:
-    """What an entry changes, or why nothing."""
+    """Return the pieces that an entry changes, and None; or no pieces, and the reason."""
     found = names.find(entry.module, entry.leaf)
     if not found:
         near = names.nearest(entry.module, entry.leaf, 1)

@@ -1,8 +1,8 @@
-"""Experts that one side has as one parameter for all, and the other as modules of their own.
+"""Converting adapters for experts between fused parameters and separate modules.
 
-transformers 5 has them fused in its classes, `experts.gate_up_proj (experts, 2·inner, width)` with the rows of gate
-before those of up, and `experts.down_proj (experts, width, inner)`; on disk, and in older versions, each expert has
-three layers. An adapter of either is one of the other, exactly.
+The classes of transformers 5 have all experts in two parameters: `experts.gate_up_proj (experts, 2·inner, width)`, with
+the rows of gate before those of up, and `experts.down_proj (experts, width, inner)`. On disk, and in older versions,
+each expert has three layers. An adapter for one form can be converted to the other exactly.
 """
 
 import re
@@ -20,19 +20,19 @@ from lyc_fx.fitting import Weight
 from lyc_fx.naming import Names
 
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""The fused parameters, and the layers whose rows they have, in order"""
+"""The fused parameters, each with the layers whose rows it holds, in order"""
 _SPELLINGS = (
     {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"},
     {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
 )
-"""What those layers are called: as in Qwen and DeepSeek, and as in Mixtral"""
+"""The names of those layers: in Qwen and DeepSeek, and in Mixtral"""
 _OWNERS = ("mlp.experts", "block_sparse_moe.experts", "feed_forward.experts", "experts")
 _FUSED = re.compile(rf"(.*?)({'|'.join(map(re.escape, _OWNERS))})\.(gate_up_proj|down_proj)")
 _APART = re.compile(rf"(.*?)({'|'.join(map(re.escape, _OWNERS))})\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 
 
 def rearranged(entries: Sequence[Entry], names: Names, weights: Mapping[str, Weight]) -> list[Entry]:
-    """The entries, where those of experts that find no weight have the form in which the model has these."""
+    """Return the entries, with those for experts that match no weight converted to the form that the model has."""
     lost = {id(entry) for entry in entries if not names.find(entry.module, entry.leaf)}
     if not lost:
         return list(entries)
@@ -43,7 +43,7 @@ def rearranged(entries: Sequence[Entry], names: Names, weights: Mapping[str, Wei
 
 
 def _apart(entry: Entry, names: Names, weights: Mapping[str, Weight]) -> list[Entry]:
-    """An adapter of a fused parameter as one for each layer; empty where the model has no such layers."""
+    """Split an adapter for a fused parameter into one per layer. Empty if the model has no such layers."""
     match = _FUSED.fullmatch(entry.module)
     if match is None or not isinstance(entry.adapter, Experts):
         return []
@@ -77,7 +77,7 @@ def _layer(entry: Entry, up: Tensor, down: Tensor) -> LoCon:
 
 
 def _together(entries: Sequence[Entry], names: Names, weights: Mapping[str, Weight]) -> list[Entry]:
-    """Adapters of experts' layers as one of each fused parameter, where the model has these."""
+    """Join adapters for the layers of experts into one per fused parameter, where the model has those."""
     kept: list[Entry] = []
     groups: dict[tuple[str, str], list[tuple[int, int, Entry]]] = defaultdict(list)
     for entry in entries:
@@ -98,7 +98,7 @@ def _together(entries: Sequence[Entry], names: Names, weights: Mapping[str, Weig
 
 
 def _fused_home(entry: Entry, names: Names) -> tuple[str, int, int] | None:
-    """The fused parameter that has a layer's rows, the expert, and which of its parts it is; None where none has."""
+    """Return the model's fused parameter that holds a layer, the expert's number, and the part's; None without one."""
     match = _APART.fullmatch(entry.module)
     adapter = entry.adapter
     plain = isinstance(adapter, LoCon) and set(adapter.factors()) == {"up", "down"}
@@ -115,9 +115,10 @@ def _fused_home(entry: Entry, names: Names) -> tuple[str, int, int] | None:
 
 
 def _joined(fused: str, shape: Sequence[int], members: Sequence[tuple[int, int, Entry]]) -> Experts | None:
-    """One adapter `(experts, …)` whose products are those of the layers; None where they do not fit the parameter.
+    """Join layers' adapters into one for a fused parameter: up `(experts, out, rank)`, down `(experts, rank, in)`.
 
-    Each part has a stretch of the rank of its own, and the scale is in `up`.
+    Each part (gate, up) has its own range of the rank, and the scales are multiplied into `up`. None if the layers do
+    not fit the parameter.
     """
     parts, convention = len(_PARTS[fused]), members[0][2].adapter.convention
     ranks = [max((_rank(e) for _, p, e in members if p == part), default=0) for part in range(parts)]

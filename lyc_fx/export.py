@@ -1,4 +1,4 @@
-"""Saving a folded program, by the file's suffix."""
+"""Saving a folded program, in a format that the file's suffix selects."""
 
 import json
 import os
@@ -11,28 +11,29 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
-from lyc_fx.exported import exported
+from lyc_fx.exported import to_exported_program
 from lyc_fx.files import STORED, metadata_of, path_of, replacing, write_safetensors
 from lyc_fx.program import BANK, facts, get_tensor, weights
 
 
 @final
 class Untied(UserWarning):
-    """A file has two values for what the model's class has as one tensor."""
+    """A file holds two different values for a tensor that is tied in the model's class."""
 
 
 Path_ = str | os.PathLike[str]
 
 
 def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Save a program: `.safetensors` holds the weights under the base model's keys, `.pt2` a whole `torch.export`
-    program with the sizes that were dynamic at capture, and their ranges (load it with `torch.export.load`).
+    """Save a program. `.safetensors` holds its weights under the base model's keys; `.pt2` holds a whole
+    `torch.export` program, with the sizes that were dynamic at capture and their ranges (`torch.export.load` reads it).
 
-    `metadata`, text by text, goes into the safetensors header, or into a .pt2 as its extra file `metadata.json`. The
-    file appears under its name only when it is whole.
-    Raises Unsupported for another suffix or dtype, and for a program that torch cannot store; InvalidGraph where
-    adapters are not folded yet (.safetensors) or weights have no values, and BadFile where the file cannot be written.
-    Warns with Untied where a .safetensors file has two values for what was one tensor in the model.
+    `metadata`, a mapping of texts, goes into the safetensors header, or into the extra file `metadata.json` of a .pt2.
+    The file appears under its name only when it is complete.
+
+    Raises Unsupported for another suffix or dtype, and for a program that torch cannot store; InvalidGraph if adapters
+    are not folded yet (.safetensors), or weights have no values; BadFile if the file cannot be written. Warns with
+    Untied if a .safetensors file holds two different values for what was one tensor in the model.
     """
     if not isinstance(program, nn.Module):
         raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
@@ -47,7 +48,7 @@ def export(program: GraphModule, path: Path_, *, metadata: Mapping[str, str] | N
         extra = {"metadata.json": json.dumps(said)} if said else None
         with replacing(path) as part, part.open("wb") as file:
             try:
-                torch.export.save(exported(program), file, extra_files=extra)
+                torch.export.save(to_exported_program(program), file, extra_files=extra)
             except (AssertionError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise Unsupported(f"{path}: torch.export cannot store this program: {reason}") from error
@@ -75,7 +76,7 @@ def _warn_of_untied(program: GraphModule, path: Path_, state: Mapping[str, Tenso
         if any(other is not first and not torch.equal(first, other) for other in others):
             warnings.warn(
                 f"{path}: {' and '.join(names)} were one tensor in the model and differ now: a class that ties them "
-                "keeps one of the two when it loads this file. Untie it before (transformers: "
+                "will keep only one of the two when it loads this file. Untie it before loading (transformers: "
                 "config.tie_word_embeddings = False)",
                 Untied,
                 stacklevel=4,
@@ -85,4 +86,4 @@ def _warn_of_untied(program: GraphModule, path: Path_, state: Mapping[str, Tenso
 def _refuse_empty(path: Path_, tensors: Mapping[str, Tensor]) -> None:
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
-        raise InvalidGraph(f"{path}: {empty[0]} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
+        raise InvalidGraph(f"{path}: {empty[0]} has no values yet: load weights, by gm.load_state_dict(…, assign=True)")

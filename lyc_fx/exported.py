@@ -1,4 +1,4 @@
-"""A program as `torch.export` has it, for inputs like those of its capture, with the ranges of their sizes."""
+"""Turning a captured program back into a `torch.export` program, with the dynamic sizes of its capture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,12 @@ from torch.utils import _pytree as pytree
 from lyc_fx.program import Range, facts, without_autocast
 
 
-def exported(program: GraphModule) -> ExportedProgram:
-    """The program exported again.
+def to_exported_program(program: GraphModule) -> ExportedProgram:
+    """Export a captured program again, and return the result.
 
-    Sizes that were one, or a multiple of one, in the capture are so again, also where the graph alone does not ask for
-    it, and what the capture's code asked for besides (`a.shape[0] + b.shape[0] <= 77`) is checked again. Where torch
-    refuses to name sizes of which there is such a condition, it finds out itself which are one.
-    Raises what torch.export raises.
+    Sizes that were equal in the capture, or multiples of each other, are so again, even if the graph alone does not
+    require it. Other conditions of the capture (`a.shape[0] + b.shape[0] <= 77`) are checked again. If torch refuses
+    named sizes because of such a condition, it infers itself which sizes are equal. Raises what torch.export raises.
     """
     inputs = {str(node.target): node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
     spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
@@ -51,14 +50,14 @@ def _example(value: Any) -> Any:
 
 
 def _sizes(value: Any, dim: Any) -> Any:
-    """`dim(size, position)` of every size of an input that may vary."""
+    """Return `dim(size, position)` for every dynamic size of an input, by position."""
     if not isinstance(value, Tensor):
         return Dim.AUTO if isinstance(value, torch.SymInt) else None
     return {i: dim(size, i) for i, size in enumerate(value.shape) if not isinstance(size, int)}
 
 
 def _named(inputs: Mapping[str, Any], known: Mapping[str, Range]) -> list[Any]:
-    """One `Dim` for each symbol, called after the first input that has it."""
+    """Return dynamic shapes with one `Dim` for each symbol, named after the first input that has it."""
     dims: dict[sympy.Symbol, Dim] = {}
 
     def of(name: str, size: torch.SymInt, position: int) -> Any:
@@ -75,7 +74,7 @@ def _named(inputs: Mapping[str, Any], known: Mapping[str, Range]) -> list[Any]:
 
 
 def _unnamed(size: torch.SymInt, known: Mapping[str, Range]) -> Any:
-    """Any size within its range, as far as that is known."""
+    """Return `Dim.AUTO` for a size, with its range if that is known."""
     linear = _linear(size.node.expr)
     if linear is None or str(linear[0]) not in known:
         return Dim.AUTO
@@ -84,7 +83,7 @@ def _unnamed(size: torch.SymInt, known: Mapping[str, Range]) -> Any:
 
 
 def _linear(expression: sympy.Expr) -> tuple[sympy.Symbol, int, int] | None:
-    """`factor · symbol + offset` with a positive factor; None for anything else."""
+    """Return (symbol, factor, offset) of `factor · symbol + offset` with a positive factor; None for anything else."""
     if len(expression.free_symbols) != 1:
         return None
     [symbol] = expression.free_symbols

@@ -1,4 +1,4 @@
-"""From an adapter of a file to the rows of a model's weights that it changes, or the reason why it cannot."""
+"""Fitting an adapter of a file to the rows of a model's weights that it changes, or saying why it does not fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,39 +12,40 @@ from lyc_fx.families import Adapter
 from lyc_fx.families.experts import Experts
 from lyc_fx.families.full import Full
 from lyc_fx.families.replace import Replace
-from lyc_fx.naming import Piece, Pieces, in_before_out, projects
+from lyc_fx.naming import Piece, Pieces, in_before_out, is_projection
 
 
 @final
 @dataclass(frozen=True)
-class Normed:
-    """From which tensors weight norm computes a weight."""
+class WeightNorm:
+    """The names of the tensors from which weight norm computes a weight."""
 
     direction: str
     magnitude: str
     dim: int
-    """That the norm leaves; -1 for a norm over all"""
+    """The one dimension over which the norm is not taken; -1 for a norm over all"""
 
 
 @final
 @dataclass(frozen=True)
 class Weight:
-    """What must be known of a weight to bind adapters to it."""
+    """What must be known about a weight to bind adapters to it."""
 
     shape: tuple[int, ...]
+    """As stored: `(out, in/groups, *kernel)`, unless one of the next two says otherwise"""
     dtype: torch.dtype
     transposed: bool = False
-    """Stored `(in, out)`, as in Conv1D of GPT-2"""
-    sideless: bool = False
-    """Of a transposed convolution, `(in, out/groups, *kernel)`: which side an adapter means by out, nothing says"""
+    """Whether it is stored as `(in, out)`, as in GPT-2's Conv1D"""
+    of_transposed_conv: bool = False
+    """Whether it is stored as `(in, out/groups, *kernel)`; which of the two sides an adapter calls `out` is unknown"""
     scale: str | None = None
-    """The tensor that it is in units of, where that is known"""
-    normed: Normed | None = None
-    """How it is computed, where a checkpoint has no tensor for it"""
+    """The name of the tensor in whose units it is stored, if that is supported"""
+    weight_norm: WeightNorm | None = None
+    """The tensors it is computed from, if the checkpoint does not store it directly"""
 
     @property
     def height(self) -> int:
-        """Rows as it is stored; a number has one."""
+        """The number of rows as stored; a scalar has one."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -56,10 +57,17 @@ class Weight:
 def placed(
     entry: Entry, found: list[Pieces], taken: Mapping[str, Sequence[tuple[Piece, Entry]]], weights: Mapping[str, Weight]
 ) -> list[tuple[Piece, Adapter]]:
-    """What a file's entry does to which rows of which parameters. Raises BadAdapter where it cannot."""
+    """Fit an entry of a file to the parameters that its name means.
+
+    `found` is what `Names.find` returned for it: each item is one possible meaning. `taken` has, for each parameter,
+    what other entries of the same file change.
+
+    Returns pairs of a piece (rows of a parameter) and the adapter for exactly these rows. Raises BadAdapter if the name
+    is ambiguous, or the adapter does not fit.
+    """
     if len(found) > 1:
         meant = " or ".join("+".join(p.parameter for p in pieces) for pieces in found)
-        raise BadAdapter(f"the name is ambiguous, it may mean {meant}; rename the key to the dotted path")
+        raise BadAdapter(f"the name is ambiguous: it may mean {meant}; rename the key to the dotted path")
     pieces, made = found[0], []
     for piece in pieces:
         weight = weights[piece.parameter]
@@ -71,8 +79,8 @@ def placed(
             and (scale := scale_beside(piece.parameter, weights)) is not None
         ):
             raise BadAdapter(
-                f"{piece.parameter} is stored as {weight.dtype} in units of {scale}; merge into the checkpoint before "
-                "scaling"
+                f"{piece.parameter} is stored as {weight.dtype} in units of {scale}, which is not supported here; "
+                "merge into the checkpoint from before scaling"
             )
         for rival, other in taken.get(piece.parameter, ()):
             second = other.module == entry.module and type(other.adapter) is not type(entry.adapter)
@@ -85,44 +93,44 @@ def placed(
             "(reshape_weight); lyc-fx does not change a model's shapes: use a base model of that shape"
         )
     if (
-        weights[pieces[0].parameter].sideless
+        weights[pieces[0].parameter].of_transposed_conv
         and shape[0] == shape[1]
         and not isinstance(entry.adapter, (Full, Replace))
     ):
         raise BadAdapter(
-            f"{pieces[0].parameter} {shape} is of a transposed convolution with as many inputs as outputs: adapters "
-            "for it are for the weight as it is stored, (in, out, *kernel), and nothing shows that this one is; give "
-            "its difference as a whole, in that order, under the key .diff"
+            f"{pieces[0].parameter} {shape} belongs to a transposed convolution with as many inputs as outputs, so "
+            "the shapes do not show whether the adapter is for the stored order, (in, out, *kernel), or the other one: "
+            "give the whole change in the stored order, under the key .diff"
         )
     oriented = _oriented(entry.adapter, pieces[0].parameter, shape, weights)
     try:
         oriented.fit(shape)
     except BadAdapter as error:
-        turned = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
-        hint = "; it would fit the transpose: is the weight stored the other way round (--transposed)?"
+        fits_transposed = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
+        hint = "; it would fit the transpose: is the weight stored as (in, out)? Then use --transposed"
         name = " + ".join(piece.parameter for piece in pieces)
-        raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error
+        raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if fits_transposed else ''}") from error
     for piece in pieces:
-        adapter = oriented if piece.of is None else oriented.rows(*piece.of, shape).compact()
+        adapter = oriented if piece.source_rows is None else oriented.rows(*piece.source_rows, shape).compact()
         made.append((piece, adapter))
     return made
 
 
 def _oriented(adapter: Adapter, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Adapter:
-    """The adapter as it is for a weight `(out, in)`; what is for a Linear in other models is so already."""
+    """Return the adapter for the weight as `(out, in)`, where its factors depend on the stored order."""
     if isinstance(adapter, Experts):
         shapes = {each: weight.shape for each, weight in weights.items()}
         return replace(adapter, turned=True if in_before_out(name, shapes) else None)
-    transposed = weights[name].transposed and not projects(name, weights)
+    transposed = weights[name].transposed and not is_projection(name, weights)
     return adapter.oriented(shape[::-1] if transposed else shape, transposed)
 
 
 def _shape(pieces: Pieces, weights: Mapping[str, Weight]) -> tuple[int, ...]:
-    """Of the weight that a name stands for."""
+    """Return the shape of the weight that the name means. Raises BadAdapter if its parts have different inputs."""
     first, *others = (weights[piece.parameter].logical for piece in pieces)
     if any(other[1:] != first[1:] for other in others):
         raise BadAdapter(f"{', '.join(piece.parameter for piece in pieces)} have different inputs")
-    if pieces[0].rows is None and pieces[0].of is None:
+    if pieces[0].rows is None and pieces[0].source_rows is None:
         return first
     return (sum(p.rows[1] - p.rows[0] if p.rows else weights[p.parameter].logical[0] for p in pieces), *first[1:])
 
@@ -140,7 +148,10 @@ def _fits(adapter: Adapter, shape: tuple[int, ...]) -> bool:
 
 
 def scale_beside(name: str, weights: Mapping[str, Weight]) -> str | None:
-    """What a float8 weight must be multiplied by: `fc.weight_scale`, `fc.scale_weight`, or a mark for all of them."""
+    """Return the tensor that shows that a float8 weight is stored in units of a scale, or None.
+
+    That is one beside it, such as `fc.weight_scale` or `fc.scale_weight`, or `scaled_fp8`, which marks all weights.
+    """
     module = name.rpartition(".")[0]
     beside = (other for other in weights if other.rpartition(".")[0] == module and "scale" in other.rpartition(".")[2])
     return next(beside, "scaled_fp8" if "scaled_fp8" in weights else None)

@@ -1,6 +1,7 @@
-"""Weights that are not plain tensors in memory, which neither a merge nor a capture can read or write as it must.
+"""Recognizing weights that are not plain tensors in memory, which neither a merge nor a capture can handle.
 
-They are refused before anything is done, with the way out.
+They are refused before anything is done, with advice on what to do instead. The reasons returned here follow the name
+of the weight in a message.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 _DISTRIBUTED = "torch.distributed.tensor."
-"""Where DTensor is; importing it takes a while, and not every build of torch has it"""
+"""The module of DTensor, recognized by name: importing it is slow, and some builds of torch lack it"""
 
 
-def foreign(tensor: Tensor) -> str | None:
-    """What a weight is instead of a plain tensor, and what to do; None for a plain one."""
+def foreign_reason(tensor: Tensor) -> str | None:
+    """Return what a weight is instead of a plain tensor, and what to do; None for a plain tensor."""
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
     if kind.startswith(_DISTRIBUTED):
         return (
@@ -34,8 +35,11 @@ def foreign(tensor: Tensor) -> str | None:
     return None
 
 
-def offloaded(module: nn.Module, tensor: Tensor) -> str | None:
-    """Why a weight is not where its module says: accelerate puts it there for each call, from a copy of its own."""
+def offload_reason(module: nn.Module, tensor: Tensor) -> str | None:
+    """Return why a module does not hold its own weight, and what to do; None if it does.
+
+    accelerate puts offloaded weights into the module only for each call, from a copy of its own.
+    """
     if tensor.is_meta and getattr(getattr(module, "_hf_hook", None), "offload", False):
         return (
             "is offloaded by accelerate, which loads its own copy at each call: take the hooks off "
@@ -44,38 +48,46 @@ def offloaded(module: nn.Module, tensor: Tensor) -> str | None:
     return None
 
 
-def computed(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """The weights that hooks compute before each call and nobody can set, with the reason."""
+def hook_computed(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the weights that hooks compute before each call, so that they cannot be set, each with the reason."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):
             leaf = hook._tensor_name
-            yield leaf, f"is pruned: make that permanent, torch.nn.utils.prune.remove(module, {leaf!r}), before merging"
+            yield (
+                leaf,
+                "is pruned: make the pruning permanent before merging, by "
+                f"torch.nn.utils.prune.remove(module, {leaf!r})",
+            )
         elif isinstance(hook, SpectralNorm):
             leaf = hook.name
-            yield leaf, f"is computed by spectral norm: torch.nn.utils.remove_spectral_norm(module, {leaf!r})"
+            yield (
+                leaf,
+                "is computed by spectral norm: remove it before merging, by "
+                f"torch.nn.utils.remove_spectral_norm(module, {leaf!r})",
+            )
 
 
-def scripted(model: nn.Module) -> str | None:
-    """The first part of a model that is TorchScript; its name may be empty."""
+def find_scripted(model: nn.Module) -> str | None:
+    """Return the path of the first part of a model that is TorchScript (empty for the model itself), or None."""
     found = (name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
     return next(found, None)
 
 
-def flattened(model: nn.Module) -> str | None:
-    """Why the weights of a model are not there as such: FSDP keeps them in flat or sharded parameters between calls."""
+def flattening_reason(model: nn.Module) -> str | None:
+    """Return why a model's weights are not available, and what to do: FSDP keeps them flat or sharded between calls."""
     for path, module in model.named_modules():
         handle = getattr(module, "_handle", None) if type(module).__name__ == "FullyShardedDataParallel" else None
         kept = handle is not None and (handle.uses_sharded_strategy or not handle._use_orig_params)
         if kept and getattr(module.training_state, "name", "") != "SUMMON_FULL_PARAMS":
             return (
-                f"{path or 'the model'} is wrapped by FSDP, which keeps its weights flat: merge inside with "
-                "FullyShardedDataParallel.summon_full_params(model), on every rank"
+                f"{path or 'the model'} is wrapped by FSDP, which keeps its weights flat: merge inside the context "
+                "`with FullyShardedDataParallel.summon_full_params(model)`, on every rank"
             )
     return None
 
 
-def shapeless(model: nn.Module) -> str | None:
-    """Why a model has weights without a shape, such as those of `nn.LazyLinear`; None where all have one."""
+def shapeless_reason(model: nn.Module) -> str | None:
+    """Return which weight has no shape yet, as in `nn.LazyLinear`, and what to do; None if all have one."""
     for path, module in model.named_modules():
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and is_lazy(tensor):
@@ -83,17 +95,17 @@ def shapeless(model: nn.Module) -> str | None:
     return None
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why a model cannot be captured; None where it can."""
-    if (reason := shapeless(model)) is not None:
+def capture_refusal(model: nn.Module) -> str | None:
+    """Return why a model cannot be captured, or None if nothing here prevents it."""
+    if (reason := shapeless_reason(model)) is not None:
         return reason
-    part = scripted(model)
+    part = find_scripted(model)
     if part is not None:
         return (
-            f"{part or 'the model'} is TorchScript, whose code is fixed: capture the Python model that it was made of"
+            f"{part or 'the model'} is TorchScript, whose code is fixed: capture the Python model that it was made from"
         )
     for path, module in model.named_modules():
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and (reason := foreign(tensor) or offloaded(module, tensor)) is not None:
+            if tensor is not None and (reason := foreign_reason(tensor) or offload_reason(module, tensor)) is not None:
                 return f"{path}.{leaf} {reason}".lstrip(".")
     return None

@@ -1,15 +1,15 @@
-"""Which tensors of a model lie in the same memory."""
+"""Which tensors of a model share memory."""
 
 from torch import Tensor, nn
 
 from lyc_fx.program import aliases, tensors
 
 _FLAT = "_flat_param"
-"""Where FSDP keeps the weights that it lends, as views: what is written to these must stay there"""
+"""The flat parameter of FSDP, of which the weights are views on purpose: writing to a weight must write to it"""
 
 
-def sharing(model: nn.Module) -> dict[int, list[str]]:
-    """For each parameter and buffer, by identity, the names of all that share memory with it, its own included."""
+def find_shared(model: nn.Module) -> dict[int, list[str]]:
+    """Return, for the `id` of each parameter and buffer, the names of all that share memory with it, and its own."""
     names, every = aliases(model), tensors(model)
     stored = {id(tensor): tensor for name, tensor in every.items() if name.rpartition(".")[2] != _FLAT}
     spans = sorted((span, key) for key, tensor in stored.items() if (span := _span(tensor)) is not None)
@@ -26,7 +26,7 @@ def sharing(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _span(tensor: Tensor) -> tuple[str, int, int] | None:
-    """Where a tensor lies in memory: device, first byte, and the byte after the last."""
+    """Return device, first byte, and the byte after the last, of a tensor; None if it has no memory."""
     try:
         start = tensor.data_ptr()
         count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -38,6 +38,6 @@ def _span(tensor: Tensor) -> tuple[str, int, int] | None:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether several elements are one number in memory, as `expand` leaves them."""
+    """Return whether several elements are the same number in memory, as in a result of `expand`."""
     span = _span(tensor)
     return span is not None and span[2] - span[1] < tensor.numel() * tensor.element_size()

@@ -1,4 +1,4 @@
-"""The names by which adapters mean a model's parameters, those of elsewhere included where they are needed."""
+"""The names that adapters may use for a model's parameters, including further names if they are needed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -13,8 +13,11 @@ def names_for(
     aliases: Mapping[str, str] = MappingProxyType({}),
     elsewhere: Callable[[], Mapping[str, str]] = dict,
 ) -> Names:
-    """The names of the parameters of these shapes. Where an entry finds none, `elsewhere` is asked for more, which may
-    take long: other names of a parameter, to the one that it has."""
+    """Return all names that adapter files may use for the parameters of these shapes.
+
+    `aliases` maps further names to those of parameters. `elsewhere` returns more of these; since that may take long, it
+    is called only if an entry matches none of the other names.
+    """
     names = Names(shapes, aliases)
     if all(names.find(entry.module, entry.leaf) for entry in entries):
         return names

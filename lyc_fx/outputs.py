@@ -1,4 +1,4 @@
-"""Where an output may go: what was there before is lost only where the user says so."""
+"""Checking where an output may be written: existing files and folders are replaced only if the user says so."""
 
 import os
 import shutil
@@ -14,28 +14,29 @@ from lyc_fx.system import sync_path
 Path_ = str | os.PathLike[str]
 _WEIGHTS = ".safetensors"
 FOLD = "lyc_fx.fold"
-"""In the metadata of a merged checkpoint: what was folded into it (`lyc_fx.folding.provenance`)"""
+"""The metadata key of merged checkpoints that describes what was folded in (`lyc_fx.folding.provenance`)"""
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_FILES = frozenset({PEFT_TENSORS, PEFT_CONFIG})
-"""All that a PEFT directory of ours has; one of a training has more, such as the state of its optimizer"""
+"""The only files in a PEFT directory that lyc-fx writes; that of a training run has more, such as optimizer state"""
 
 
 def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool) -> Path:
-    """The path of a file or folder that may be written. A folder that is there and empty may.
+    """Check that an output file or folder may be written, and return its path. An empty folder may be written.
 
-    Raises BadFile for what exists (unless `force`), for links, for a file that is not named `.safetensors`, and for
-    what is an input, lies in one, or holds one; with `force` also for a folder that lyc-fx did not write.
+    Raises BadFile for a path that exists (unless `force`), for a link, for a file without the suffix `.safetensors`,
+    and for a path that is an input, is inside one, or contains one. Even with `force`, raises it for an existing folder
+    that lyc-fx did not write.
     """
     target = path_of(path, "the output")
     if target.is_symlink():
-        raise BadFile(f"{target}: is a link to {os.readlink(target)}: name that itself, or remove the link")
+        raise BadFile(f"{target}: is a link to {os.readlink(target)}: give that path instead, or remove the link")
     if not folder:
         if target.is_dir():
             raise BadFile(f"{target}: is a directory; name the output file")
         if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
             raise BadFile(f"{target}: is not a regular file; name another output")
         if target.suffix != _WEIGHTS:
-            raise BadFile(f"{target}: what is written is a safetensors file: name it {target.name}{_WEIGHTS}")
+            raise BadFile(f"{target}: the output is a safetensors file: name it {target.name}{_WEIGHTS}")
     for source in map(Path, inputs):
         _refuse_input(target, source)
     if folder and target.is_dir() and not any(target.iterdir()):
@@ -43,12 +44,12 @@ def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool
     if target.exists() and not force:
         raise BadFile(f"{target}: exists; force=True (command line: --force) replaces it")
     if folder and target.exists() and not _ours(target):
-        raise BadFile(f"{target}: exists, and lyc-fx did not write all that is in it; name another output")
+        raise BadFile(f"{target}: exists, and lyc-fx did not write everything in it; name another output")
     return target
 
 
 def _ours(folder: Path) -> bool:
-    """Whether all weights in a folder were folded by lyc-fx, or it holds PEFT adapters and nothing beside them."""
+    """Return whether lyc-fx folded all weights in a folder, or the folder holds PEFT adapters and nothing else."""
     files = [each for each in folder.rglob("*") if not each.is_dir()] if folder.is_dir() else []
     weights = [each for each in files if each.suffix == _WEIGHTS]
     return bool(weights) and ({each.name for each in files} <= PEFT_FILES or all(map(_folded, weights)))
@@ -58,7 +59,7 @@ def _folded(file: Path) -> bool:
     try:
         with safe_open(file, "numpy") as source:
             return FOLD in (source.metadata() or {})
-    except (OSError, SafetensorError):  # what we wrote can be read
+    except (OSError, SafetensorError):  # a file that lyc-fx wrote could be read
         return False
 
 
@@ -67,13 +68,13 @@ def _refuse_input(target: Path, source: Path) -> None:
         raise BadFile(f"{target}: is an input as well as the output; name another output")
     own, other = target.resolve(), source.resolve()
     if source.is_dir() and other in own.parents:
-        raise BadFile(f"{target}: lies in {source}, which is an input; name another output")
+        raise BadFile(f"{target}: is inside {source}, which is an input; name another output")
     if target.is_dir() and own in other.parents:
-        raise BadFile(f"{target}: holds {source}, which is an input; name another output")
+        raise BadFile(f"{target}: contains {source}, which is an input; name another output")
 
 
 def move_folder(work: Path, target: Path) -> None:
-    """Give a finished folder its name. What had that name is removed once the new one is there. Raises OSError."""
+    """Rename a finished folder to `target`, then remove what had that name before. Raises OSError."""
     aside = unique(target)
     there = target.exists()
     if there:

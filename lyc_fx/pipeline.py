@@ -1,4 +1,4 @@
-"""Running passes: on a copy, verified after each one, with a record of how often each fired."""
+"""Running passes on a copy of a program, verifying it after each, and recording how often each fired."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -15,10 +15,10 @@ from lyc_fx.verify import Snapshot, verify
 
 
 def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
-    """Apply passes in order to a copy of a program. Raises InvalidGraph, naming the pass that broke it, and
-    WrongArgument for what is no captured program.
+    """Apply passes in order to a copy of a program, and return the copy.
 
-    With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.validation`).
+    With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.validation`). Raises
+    InvalidGraph, naming the pass that broke the program, and WrongArgument for anything but a captured program.
     """
     with without_autocast():
         return _run(captured(gm), passes, check)
@@ -45,6 +45,9 @@ def done(
     misses: tuple[Missed, ...] = (),
     rules: Mapping[str, int] = MappingProxyType({}),
 ) -> PassResult:
-    """What a pass returns: its result, with a step added to the program's history."""
+    """Make the result that a pass returns, and add a step to the program's history.
+
+    `fired` is how often the pass changed something, `rules` the same for each of its rules.
+    """
     remember(gm, steps=(*facts(gm).steps, Step(name, fired, misses, dict(rules))))
     return PassResult(gm, bool(fired))

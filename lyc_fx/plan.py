@@ -1,6 +1,6 @@
-"""A plan: which layers of an adapted program run their adapter as a chain on activations.
+"""A plan: the layers of an adapted program whose adapters run as chains on activations.
 
-A simple choice for now: every adapted layer. (What has no exact chain stays in weight space.)
+For now the default is simple: every adapted layer. (An adapter without an exact chain stays in weight space.)
 """
 
 from collections.abc import Collection
@@ -16,20 +16,20 @@ from lyc_fx.passes.distribute import reads_bank
 @final
 @dataclass(frozen=True)
 class Plan:
-    """The choice for each adapted layer, by the name of its node; it prints, and may be edited with `only`."""
+    """The choice for each adapted layer, by the name of its node. It can be printed, and edited with `only`."""
 
     chains: Collection[str]
-    """Layers that get a chain, where a rule has one"""
+    """Layers that get a chain, if a rule has one for them"""
     kept: Collection[str] = ()
     """Layers that stay in weight space"""
 
     @classmethod
     def default(cls, gm: GraphModule) -> Self:
-        """A chain for every adapted layer."""
+        """Make a plan with a chain for every adapted layer."""
         return cls(tuple(s.node.name for s in sites(gm.graph) if reads_bank(s.weight)))
 
     def only(self, *names: str) -> Self:
-        """The same plan with chains for these layers alone."""
+        """Return the same plan with chains for these layers only."""
         everything = (*self.chains, *self.kept)
         return type(self)(names, tuple(n for n in everything if n not in names))
 

@@ -1,6 +1,6 @@
-"""Helpers over a captured program: a plain `torch.fx.GraphModule` whose weights are `get_attr` nodes.
+"""Helpers for captured programs: plain `torch.fx.GraphModule`s whose weights are `get_attr` nodes.
 
-`node.meta["val"]` holds fake tensors; what lyc-fx itself knows of a program lies in `gm.meta["lyc_fx"]`.
+`node.meta["val"]` holds fake tensors; what lyc-fx records about a program is in `gm.meta["lyc_fx"]`.
 """
 
 from collections import defaultdict
@@ -25,38 +25,38 @@ _META = "lyc_fx"
 
 
 Range = tuple[int, int | None]
-"""The least size and the greatest; None is no bound"""
+"""The smallest and the largest size; None for no upper bound"""
 
 
 @final
 @dataclass(frozen=True)
 class Facts:
-    """What lyc-fx remembers of a captured program."""
+    """What lyc-fx records about a captured program."""
 
     keys: tuple[str, ...] = ()
     """The model's own state-dict keys"""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Further names of tensors, whose module is registered twice, to the name that the graph uses"""
+    """From further names of tensors, whose module is registered more than once, to the names that the graph uses"""
     ties: tuple[tuple[str, ...], ...] = ()
-    """The names of tensors that had several in the model, those of `aliases` apart"""
+    """The names of each tensor that had several in the model, apart from those in `aliases`"""
     on_disk: Mapping[str, str] = field(default_factory=dict)
-    """What checkpoints of the model's class call its parameters, to the names that they have"""
+    """From the parameters' names in checkpoints of the model's class to their names in the program"""
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    """Of the sizes that may vary, by symbol, as the capture had them"""
+    """The range of each dynamic size at capture, by its symbol"""
     guards: tuple[str, ...] = ()
     """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
-    """Of the last splice"""
+    """The report of the last splice"""
     steps: tuple[Step, ...] = ()
     """The passes that have run, oldest first"""
 
 
 def captured(program: Any) -> GraphModule:
-    """The program itself. Raises WrongArgument for what is none."""
-    if hasattr(program, "validate_inputs"):  # whose check of its inputs would fail in a program that is made of it
+    """Return the argument if it is a captured program. Raises WrongArgument for anything else."""
+    if hasattr(program, "validate_inputs"):  # its own check of inputs would fail in a program made from it
         raise WrongArgument(
-            "this is what an ExportedProgram's module() returns: bring it, with inputs, or the ExportedProgram through "
-            "lyc_fx.capture first"
+            "this is what an ExportedProgram's module() returns: bring the ExportedProgram, or this with inputs, "
+            "through lyc_fx.capture first"
         )
     if isinstance(program, GraphModule):
         return program
@@ -67,7 +67,7 @@ def captured(program: Any) -> GraphModule:
 
 
 def facts(gm: GraphModule) -> Facts:
-    """What lyc-fx remembers of this program."""
+    """Return what lyc-fx records about a program."""
     found = gm.meta.get(_META, Facts())
     assert isinstance(found, Facts)
     return found
@@ -79,15 +79,15 @@ def remember(gm: GraphModule, **changes: Any) -> None:
 
 
 def history(gm: GraphModule) -> tuple[Step, ...]:
-    """The passes that have run on this program, with how often each fired and why rules did not match.
+    """Return the passes that have run on a program, with how often each fired and why rules did not match.
 
-    Raises WrongArgument.
+    Raises WrongArgument for anything but a captured program.
     """
     return facts(captured(gm)).steps
 
 
 def fake_mode(gm: GraphModule) -> FakeTensorMode:
-    """The mode of the program's fake tensors. Raises InvalidGraph for a program without them."""
+    """Return the mode of the program's fake tensors. Raises InvalidGraph for a program without them."""
     for node in gm.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, FakeTensor):
@@ -96,15 +96,17 @@ def fake_mode(gm: GraphModule) -> FakeTensorMode:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by every name they have, aliases included; by the modules' paths, whatever a class such as
-    FSDP says of its own."""
+    """Return all parameters and buffers, by every name, including aliases.
+
+    Names follow the modules' paths, even in classes that override `named_parameters`, such as FSDP.
+    """
     found: dict[str, Tensor] = dict(nn.Module.named_parameters(module, remove_duplicate=False))
     found.update(nn.Module.named_buffers(module, remove_duplicate=False))
     return found
 
 
 def aliases(module: nn.Module) -> dict[int, list[str]]:
-    """The names of each parameter or buffer, by the tensor's identity."""
+    """Return the names of each parameter and buffer, by the tensor's `id`."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, tensor in tensors(module).items():
         names[id(tensor)].append(name)
@@ -112,7 +114,7 @@ def aliases(module: nn.Module) -> dict[int, list[str]]:
 
 
 def module_aliases(model: nn.Module) -> dict[str, str]:
-    """Further names of the tensors of modules that are registered more than once, to the first such name."""
+    """Return a mapping from further names of tensors, whose module is registered more than once, to the first name."""
     first: dict[tuple[int, str], str] = {}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -125,7 +127,7 @@ def module_aliases(model: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Graphs are made and evaluated in the dtypes that they name; a caller's autocast is for running them."""
+    """Disable autocast, which a caller may have enabled for running programs, while graphs are made and evaluated."""
     devices = {"cpu"} | ({found.type} if (found := torch.accelerator.current_accelerator()) is not None else set())
     with ExitStack() as stack:
         for device in sorted(devices):
@@ -134,20 +136,20 @@ def without_autocast() -> Iterator[None]:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The model in what `torch.compile(model)` returned, which has its names."""
+    """Return the model inside the result of `torch.compile(model)`, or the model itself."""
     inner = getattr(model, "_orig_mod", model)
     assert isinstance(inner, nn.Module)
     return inner
 
 
 def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every value of a floating dtype is one of another; torch has no common type for float8."""
+    """Return whether the floating dtype `wide` has every value of `narrow`; torch does not promote float8 types."""
     a, b = torch.finfo(wide), torch.finfo(narrow)
     return a.max >= b.max and a.smallest_normal <= b.smallest_normal and a.eps <= b.eps
 
 
 def get_tensor(module: nn.Module, name: str) -> Tensor:
-    """The parameter, buffer or constant of this name."""
+    """Return the parameter, buffer or constant with this name. Raises InvalidGraph if it is not a tensor."""
     path, _, leaf = name.rpartition(".")
     found = getattr(module.get_submodule(path), leaf)
     if not isinstance(found, Tensor):
@@ -156,14 +158,14 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
 
 
 def weights(gm: GraphModule) -> Iterator[Node]:
-    """The `get_attr` nodes that read a tensor."""
+    """Yield the `get_attr` nodes that read a tensor."""
     for node in gm.graph.find_nodes(op="get_attr"):
         if isinstance(node.meta.get("val"), Tensor):
             yield node
 
 
 def owner(node: Node) -> tuple[str, str]:
-    """Path and class of the module whose call made this node; empty where capture did not record it."""
+    """Return path and class of the module whose call created a node; empty texts if capture did not record it."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return "", ""
@@ -172,7 +174,7 @@ def owner(node: Node) -> tuple[str, str]:
 
 
 def fake(gm: GraphModule, tensor: Tensor) -> Tensor:
-    """A fake stand-in of static shape in the program's fake mode."""
+    """Return a fake tensor for `tensor`, of static shape, in the program's fake mode."""
     result = fake_mode(gm).from_tensor(tensor, static_shapes=True)
     assert isinstance(result, torch.Tensor)
     return result

@@ -1,6 +1,6 @@
-"""Fake values of nodes: what an operator gives for the fake values of its arguments.
+"""Propagating fake values: what an operator returns for the fake values of its arguments.
 
-This is most of a rewrite's time, so that what is propagated is marked, and `lyc_fx.verify` does not do it again.
+This takes most of the time of a rewrite. So nodes with a propagated value are marked, and `lyc_fx.verify` skips them.
 """
 
 from contextlib import nullcontext
@@ -16,13 +16,13 @@ _MARK = "lyc_fx_propagated"
 
 
 def propagate(node: Node, mode: FakeTensorMode) -> None:
-    """Give a call its fake value. Raises what the operator's shape rule raises."""
+    """Compute the fake value of a call, and store and mark it. Raises what the operator's shape rule raises."""
     node.meta["val"] = value(node, mode)
     mark(node)
 
 
 def value(node: Node, mode: FakeTensorMode) -> Any:
-    """What a call gives. (The dispatcher context keeps symbols symbolic on torch 2.11 and 2.12.)"""
+    """Compute the fake value of a call. (The dispatcher context keeps symbols symbolic on torch 2.11 and 2.12.)"""
     args: Any = map_arg(node.args, lambda n: n.meta["val"])
     kwargs: Any = map_arg(node.kwargs, lambda n: n.meta["val"])
     fresh = mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env is not None else nullcontext()
@@ -32,12 +32,12 @@ def value(node: Node, mode: FakeTensorMode) -> Any:
 
 
 def mark(node: Node) -> None:
-    """Note that the fake value is what this operator gives for the fake values that its arguments have now."""
+    """Mark a node: its fake value is what its operator returns for the present fake values of its arguments."""
     node.meta[_MARK] = _call(node)
 
 
 def unmark(node: Node) -> bool:
-    """Whether a node is marked and nothing that its value hangs on has changed since. It is marked no more."""
+    """Remove the mark of a node. Returns whether it was marked, and nothing that its value depends on has changed."""
     marked = node.meta.pop(_MARK, None)
     if marked is None:
         return False

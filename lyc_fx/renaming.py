@@ -8,12 +8,12 @@ from lyc_fx.errors import BadAdapter, WrongArgument
 _SHOWN = 3
 
 
-def renamed(name: str, table: Mapping[str, str]) -> str:
-    """A name in which each run of segments that is a key of the table has become its value.
+def rename(name: str, table: Mapping[str, str]) -> str:
+    """Replace, in a name, each key of the table by its value. A key is one or more whole segments of the name.
 
-    Segments end at dots; in a name without dots, such as `lora_unet_mid_block`, at underscores, which stand for the
-    dots of the table as well. The longest key counts, and what was renamed is not renamed again. The empty key stands
-    before every name: its value is put there as it is.
+    Segments are separated by dots; in a name without dots, such as `lora_unet_mid_block`, by underscores, and the dots
+    of the table then stand for underscores. The longest key counts, and a replacement is not renamed again. The value
+    of the empty key is put before every name as it is.
     """
     mark = "." if "." in name else "_"
     keys = sorted(((_segments(old, mark), _segments(new, mark)) for old, new in table.items() if old), key=_longest)
@@ -24,31 +24,37 @@ def renamed(name: str, table: Mapping[str, str]) -> str:
     return table.get("", "") + mark.join(made)
 
 
-def names_of(names: Iterable[str], table: Mapping[str, str], source: str) -> dict[str, str]:
-    """The new name of each. Raises BadAdapter where a key matches no name, or where two names become one."""
+def rename_all(names: Iterable[str], table: Mapping[str, str], source: str) -> dict[str, str]:
+    """Rename all modules of the file `source`. Returns a mapping from old to new names.
+
+    Raises BadAdapter if a key matches no name, or if two names would become the same.
+    """
     every = list(dict.fromkeys(names))
     _refuse_idle(every, table, source)
     made: dict[str, list[str]] = defaultdict(list)
     for name in every:
-        made[renamed(name, table)].append(name)
+        made[rename(name, table)].append(name)
     for new, olds in made.items():
         if len(olds) > 1 or not new:
-            raise BadAdapter(f"{source}: renaming makes {new or 'nothing'} of {' and '.join(olds[:_SHOWN])}")
+            raise BadAdapter(f"{source}: renaming turns {' and '.join(olds[:_SHOWN])} into {new or 'an empty name'}")
     return {old: new for new, [old] in made.items()}
 
 
 def matches(old: str, name: str) -> bool:
-    """Whether a key of a table is in a name."""
-    return not old or renamed(name, {old: ""}) != name
+    """Return whether a key of a table occurs in a name."""
+    return not old or rename(name, {old: ""}) != name
 
 
-def table_of(given: object) -> dict[str, str]:
-    """A table as it was given. Raises WrongArgument for what is none, and for a key that is nothing but a separator."""
+def check_table(given: object) -> dict[str, str]:
+    """Check a table given by the user, and return it as a dict.
+
+    Raises WrongArgument for anything but a mapping of texts, and for a key that consists of separators.
+    """
     if not isinstance(given, Mapping) or not given or not all(isinstance(t, str) for p in given.items() for t in p):
-        raise WrongArgument('names are renamed by a mapping of texts, such as {"model.diffusion_model": "unet"}')
+        raise WrongArgument('a renaming is a mapping of texts, such as {"model.diffusion_model": "unet"}')
     for old in given:
         if old and not old.strip("._"):
-            raise WrongArgument(f"{old!r} is no segment of a name")
+            raise WrongArgument(f"{old!r} is not a segment of a name")
     return dict(given)
 
 

@@ -1,4 +1,4 @@
-"""What an operation did with each adapter: a table for people, plain data for programs."""
+"""The report of an operation: what it did with each adapter, as a table for people and as data for programs."""
 
 import warnings
 from collections import Counter
@@ -11,36 +11,38 @@ from lyc_fx.errors import counted
 from lyc_fx.naming.components import component_of
 
 _NAMED = 5
-"""Weights that a note names"""
+"""How many weights a note names"""
 
 
 class NothingChanged(UserWarning):
-    """A merge or a fold left every weight as it was."""
+    """A merge, fold or splice left every weight unchanged."""
 
 
 @final
 @dataclass(frozen=True)
 class Applied:
-    """One adapter on one weight."""
+    """One adapter, applied to one weight."""
 
     target: str
-    """The model's name of the weight"""
+    """The model's name for the weight"""
     module: str
-    """The file's name of the module"""
+    """The file's name for the module"""
     source: str
+    """The file"""
     algorithm: str
     variant: str
     rank: int | None
     alpha: float | None
     scale: float
-    """alpha/rank as used"""
+    """The factor on the adapter's product, such as alpha/rank"""
     strength: float
+    """The strength on this weight"""
     shape: tuple[int, ...]
-    """Of the weight"""
+    """The shape of the weight, as it is stored"""
     rows: tuple[int, int] | None = None
-    """Of the weight that were changed, first and one after the last; None for all"""
+    """The rows of the weight that it changes, as (start, stop); None for all"""
     keys: tuple[str, ...] = ()
-    """Of the file, that this was read from"""
+    """The keys of the file that it was read from"""
 
 
 @final
@@ -56,16 +58,16 @@ class Unused:
 @final
 @dataclass(frozen=True)
 class Report:
-    """Every adapter that was applied, every key that was not, and what is worth knowing besides."""
+    """Every adapter that was applied, every key that had no effect, and further notes."""
 
     applied: tuple[Applied, ...]
     refused: tuple[Unused, ...] = ()
     """Keys of the files that had no effect (only with `strict=False`), and why"""
     notes: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
-    """The model's weights of two dimensions or more that have no adapter"""
+    """The model's weights of two or more dimensions that have no adapter"""
     changes: Mapping[str, float] = field(default_factory=dict)
-    """‖W' - W‖ / ‖W‖ of each weight that was merged, estimated from some of its elements; 0 where no bit changed"""
+    """`‖W' - W‖ / ‖W‖` of each merged weight, estimated from some of its elements; 0 if no bit changed"""
 
     def __repr__(self) -> str:
         return f"<Report: {self._summary}, {counted(len(self.notes), 'note')}>"
@@ -86,39 +88,39 @@ class Report:
 
     @property
     def unchanged(self) -> tuple[str, ...]:
-        """The weights that have adapters and are as they were, to the bit."""
+        """The weights that have adapters and of which no bit changed."""
         return tuple(name for name, change in self.changes.items() if change == 0)
 
     @property
     def nothing_changed(self) -> str | None:
-        """Why no bit of any weight is another one; None where that is not so, or nothing was merged yet."""
+        """Why no bit of any weight changed; None if one did, or if nothing has been merged yet."""
         if len(self.unchanged) < len(self.changes) or (self.applied and not self.changes):
             return None
         if not (self.applied or self.refused):
             return "no weight changed: there is no adapter to apply"
         if not self.applied:
-            return f"no weight changed: no adapter found one, and {counted(len(self.refused), 'key')} had no effect"
+            return f"no weight changed: no adapter matches one, and {counted(len(self.refused), 'key')} had no effect"
         idle = all(row.strength == 0 for row in self.applied)
         why = "their strength is 0" if idle else "their factors are zero, or too weak for the dtype of the weights"
-        return f"no weight changed by a bit, although {counted(len(self.applied), 'adapter')} found one: {why}"
+        return f"no bit of any weight changed, although {counted(len(self.applied), 'adapter')} matched one: {why}"
 
     def measured(self, changes: Mapping[str, float]) -> Self:
-        """The report with `changes`, where a weight that has none did not change; a note names such."""
+        """Return the report with the changes of a merge; a note names adapted weights that did not change."""
         every = {row.target: changes.get(row.target, 0.0) for row in self.applied}
         found = replace(self, changes={**every, **changes})
         if not 0 < len(found.unchanged) < len(found.changes):
             return found
         named = ", ".join(found.unchanged[:_NAMED]) + (" …" if len(found.unchanged) > _NAMED else "")
-        note = f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change by a bit: {named}"
+        note = f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change at all: {named}"
         return replace(found, notes=(*found.notes, note))
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Warn where nothing changed."""
+        """Warn with NothingChanged if nothing changed."""
         if self.nothing_changed is not None:
             warnings.warn(self.nothing_changed, NothingChanged, stacklevel=stacklevel)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready data; a change of a weight that was zero has no number."""
+        """Return the report as JSON-ready data. The change of a weight that was all zeros is None."""
         changes = {name: change if isfinite(change) else None for name, change in self.changes.items()}
         return asdict(self) | {"unused": list(self.unused), "unchanged": list(self.unchanged), "changes": changes}
 
@@ -147,7 +149,7 @@ def _percent(change: float | None) -> str:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
-    """Rows as aligned text under their headings."""
+    """Yield the lines of a table: the headings, which are the keys of the first row, and the rows, aligned."""
     if not rows:
         return
     cells = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]

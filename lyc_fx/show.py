@@ -1,4 +1,4 @@
-"""Graphs as text, for people and for tests to compare."""
+"""Showing graphs as text, for people to read and for tests to compare."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ _AROUND = 5
 
 
 def show(gm: GraphModule, *, shapes: bool = False) -> str:
-    """The graph, one line per node that is used: `linear = aten.linear(x, fc.weight, fc.bias)`.
+    """Return the graph as text, with one line per node: `linear = aten.linear(x, fc.weight, fc.bias)`.
 
-    Weights stand under their own names, arguments that have their default are left out; `shapes` appends each
-    result's dtype and shape. Raises WrongArgument for what is no GraphModule.
+    Weights are shown by their own names, instead of in lines of their own; `shapes` appends the dtype and shape of each
+    result. Raises WrongArgument for anything but a GraphModule.
     """
     if not isinstance(gm, GraphModule):
         raise WrongArgument(f"a captured program is expected, not {type(gm).__name__}: bring it through lyc_fx.capture")
@@ -22,7 +22,7 @@ def show(gm: GraphModule, *, shapes: bool = False) -> str:
 
 
 def around(gm: GraphModule, culprit: Node) -> str:
-    """The lines before and after one node, which is marked."""
+    """Return the lines around one node, which is marked with `>>`."""
     nodes = list(gm.graph.nodes)
     index = nodes.index(culprit)
     window = nodes[max(0, index - _AROUND) : index + _AROUND + 1]

@@ -1,4 +1,4 @@
-"""What the user asks for: adapter sets, each with a strength, and how they combine."""
+"""A stack of adapter sets, each with a strength, and how they combine."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ class Part:
     adapters: AdapterSet
     strength: float
     blocks: tuple[Blocks, ...] = ()
+    """Block strengths: factors by pattern over weight names, all of which are multiplied"""
 
     def factor(self, weight: str) -> float:
-        """What the block strengths say of a weight."""
+        """Return the product of the block strengths for a weight."""
         product = 1.0
         for blocks in self.blocks:
             product *= next((float(f) for pattern, f in blocks.items() if fnmatchcase(weight, pattern)), 1.0)
@@ -36,8 +37,8 @@ class Part:
 class Stack:
     """Adapter sets in the order given.
 
-    Not sequential: every change is relative to the base weight, and the order means nothing. Sequential: each
-    set is applied to what the ones before it left.
+    If not `sequential`, every change is relative to the base weight, and the order has no effect. If `sequential`, each
+    set is applied to the result of the one before.
     """
 
     parts: tuple[Part, ...]
@@ -45,10 +46,10 @@ class Stack:
     allow_nonfinite: bool = False
     """Whether base weights may hold NaN and infinity"""
     components: tuple[str, ...] = ()
-    """Which of the components that have the same names are meant; empty: the first"""
+    """The components to adapt, of those with the same parameter names; empty for the first"""
 
     def order(self) -> list[int]:
-        """The order of summing: by digest, so that the same adapters give the same bits in whatever order."""
+        """Return the positions in the order of summing: by digest, so that the result does not depend on the order."""
         positions = list(range(len(self.parts)))
         if self.sequential or len(positions) < 2:
             return positions
@@ -56,7 +57,7 @@ class Stack:
         return sorted(positions, key=lambda i: (parts[i].adapters.digest, parts[i].strength, repr(parts[i].blocks)))
 
     def idle_patterns(self, weights: Iterable[str]) -> list[str]:
-        """Block patterns that match none of the adapted weights: most likely misspelt."""
+        """Return the block patterns that match none of the adapted weights, and so are probably misspelt."""
         names = list(weights)
         patterns = dict.fromkeys(p for part in self.parts for blocks in part.blocks for p in blocks)
         return [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
@@ -71,12 +72,12 @@ def stacked(
     allow_nonfinite: bool = False,
     component: str | Sequence[str] | None = None,
 ) -> Stack:
-    """Every form in which adapters and strengths may be given. `strength` multiplies all the others.
+    """Make a stack from any form in which adapters and strengths may be given. `strength` multiplies all others.
 
-    Raises BadAdapter for a strength that is no finite number and an unknown convention, and as `chosen`.
+    Raises BadAdapter for a strength that is not a finite number, and for an unknown convention; and as `chosen`.
     """
     if convention not in get_args(Convention):
-        raise BadAdapter(f"there is no convention {convention!r}, only {', '.join(get_args(Convention))}")
+        raise BadAdapter(f"there is no convention {convention!r}: use one of {', '.join(get_args(Convention))}")
     parts = []
     for pair in chosen(adapters):
         blocks = tuple(given for given in (pair[1], strength) if isinstance(given, Mapping))
@@ -95,4 +96,4 @@ def _number(strength: Any, source: str) -> float:
     try:
         return float(strength)
     except (TypeError, ValueError) as error:
-        raise BadAdapter(f"{source}: strength {strength!r} is no number") from error
+        raise BadAdapter(f"{source}: strength {strength!r} is not a number") from error

@@ -1,4 +1,4 @@
-"""A captured program in the place of its model: in a pipeline, or wherever code reads a model's configuration."""
+"""Using a captured program in place of its model: in a pipeline, or wherever code reads attributes of the model."""
 
 from functools import wraps
 from types import MethodType
@@ -13,13 +13,14 @@ from lyc_fx.program import captured
 
 
 def stand_in(program: GraphModule, model: nn.Module) -> nn.Module:
-    """A module that computes what the program does, and is to all else like the model that it was captured from.
+    """Make a module that computes what a program computes, and has the attributes of the model it was captured from.
 
-    `pipe.unet = stand_in(folded, pipe.unet)`: calls, parameters, state dict, device and dtype are the program's; the
-    call's signature, and attributes such as `config`, are the model's. The model's methods see the program: what they
-    call on themselves is the program. Its submodules can be looked at, not called, for they have the base's weights.
+    In `pipe.unet = stand_in(folded, pipe.unet)`, calls, parameters, state dict, device and dtype are the program's; the
+    signature, and attributes such as `config`, are the model's. When a method of the model calls the model, it calls
+    the program. Attributes of the model's submodules can be read, but submodules cannot be called, since they have the
+    weights of the base model.
 
-    Raises WrongArgument.
+    Raises WrongArgument if `program` is not a captured program, or `model` not a module.
     """
     if not isinstance(model, nn.Module) or isinstance(model, GraphModule):
         raise WrongArgument(f"the model is the one that the program was captured from, not {type(model).__name__}")
@@ -28,13 +29,13 @@ def stand_in(program: GraphModule, model: nn.Module) -> nn.Module:
     def forward(self: StandIn, *args: Any, **kwargs: Any) -> Any:
         return self.program(*args, **kwargs)
 
-    # a class of its own: signatures are read from classes, and a copy has the same
+    # A class for each model: signatures are read from classes, and copies have the same class.
     made: StandIn = type(type(model).__name__, (StandIn,), {"forward": forward})(captured(program), model)
     return made
 
 
 class Shared:
-    """A module that a deep copy does not copy: what is only looked at needs no second one."""
+    """Holds a module that deep copies share instead of copying it, since it is only read."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -44,7 +45,7 @@ class Shared:
 
 
 class StandIn(nn.Module):
-    """See `stand_in`."""
+    """A module that runs a program and otherwise looks like a model; see `stand_in`."""
 
     def __init__(self, program: GraphModule, model: nn.Module) -> None:
         super().__init__()
@@ -61,22 +62,22 @@ class StandIn(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the program's weights."""
+        """The device of the program's weights."""
         return next((p.device for p in self.program.parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the program's weights."""
+        """The dtype of the program's floating-point weights."""
         floating = (p.dtype for p in self.program.parameters() if p.is_floating_point())
         return next(floating, torch.get_default_dtype())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The program's, which has the model's keys."""
+        """Return the program's state dict, which has the model's keys."""
         return self.program.state_dict(*args, **kwargs)
 
 
 class Part:
-    """A submodule of the model for which something stands in: its attributes can be read."""
+    """A submodule of the model in a stand-in: its attributes can be read, but it cannot be called."""
 
     def __init__(self, module: nn.Module, owner: StandIn) -> None:
         self._module, self._owner = module, owner
@@ -91,15 +92,15 @@ class Part:
         return len(self._module)  # type: ignore[arg-type]  # of a list of modules
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises Unsupported."""
+        """Raise Unsupported."""
         raise Unsupported(
-            f"{type(self._module).__name__} belongs to the base model, without adapters: a captured program is called "
-            "as a whole"
+            f"{type(self._module).__name__} belongs to the base model, without adapters: call the captured program as "
+            "a whole, not its submodules"
         )
 
 
 def _of(found: Any, owner: StandIn) -> Any:
-    """What an attribute of the model is of the thing that stands in for it."""
+    """Wrap an attribute of the model for its stand-in: bind methods to the stand-in, and wrap submodules."""
     if isinstance(found, MethodType) and isinstance(found.__self__, nn.Module):
         like = object.__getattribute__(owner, "_like").module
         return MethodType(found.__func__, owner) if found.__self__ is like else Part(found.__self__, owner)

@@ -1,4 +1,4 @@
-"""What passes did, as data: `lyc_fx.history(program)` returns one `Step` for each."""
+"""The record of what passes did: `lyc_fx.history(program)` returns one `Step` for each pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Missed:
-    """Why a rule that was tried at a node did not fire: of several, the one that got furthest."""
+    """Why the rules that were tried at a node did not fire: the reason of the one that matched furthest."""
 
     rule: str
-    """Empty where no rule is for such a node"""
+    """The name of that rule; empty if there is no rule for such a node"""
     node: str
     reason: str
 
@@ -29,7 +29,7 @@ class Step:
     misses: tuple[Missed, ...] = ()
     """Why rules that were tried did not match"""
     rules: Mapping[str, int] = field(default_factory=dict)
-    """How often each rule fired, of a pass that has several"""
+    """How often each rule fired, if the pass has several"""
 
     def __str__(self) -> str:
         lines = [f"{self.name}: fired {self.fired} times", *(f"  {name}: {n}" for name, n in self.rules.items())]

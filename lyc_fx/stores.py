@@ -1,4 +1,4 @@
-"""Where a live model's base weights are kept while adapters are on: the user's choice of memory."""
+"""Stores for the base weights of a live model while adapters are merged into it."""
 
 import mmap
 import os
@@ -17,24 +17,24 @@ from lyc_fx.formats.container import opened
 
 
 class Store(ABC):
-    """Base weights by name, each kept from when it is first asked for."""
+    """Base weights by name, each stored when it is first requested."""
 
     def __init__(self) -> None:
         self._bases: dict[str, Tensor] = {}
 
     @abstractmethod
     def copy(self, tensor: Tensor) -> Tensor:
-        """The tensor's values, apart from it. Raises BadFile where a disk is full."""
+        """Copy a tensor into the memory of this store. Raises BadFile if a disk is full."""
 
-    def first(self, name: str, weight: Tensor) -> Tensor:
-        """The base of a weight that nothing has changed yet."""
+    def load_base(self, name: str, weight: Tensor) -> Tensor:
+        """Return the base of a weight that has not been changed yet: here, a copy of it."""
         return self.copy(weight)
 
     @final
     def keep(self, name: str, weight: Tensor) -> Tensor:
-        """The base of a weight: as it is now when this is first called for it, and from then on the same."""
+        """Return the base of a weight: its value at the first call with this name, and the same at every later call."""
         if name not in self._bases:
-            self._bases[name] = self.first(name, weight)
+            self._bases[name] = self.load_base(name, weight)
         return self._bases[name]
 
     @final
@@ -42,7 +42,7 @@ class Store(ABC):
         return name in self._bases
 
     def close(self) -> None:
-        """Give up what is kept."""
+        """Release all stored weights."""
         self._bases.clear()
 
 
@@ -56,7 +56,7 @@ class Memory(Store):
 
 @final
 class Pinned(Store):
-    """Copies in page-locked memory, from which a GPU reads fastest. Raises Unsupported without CUDA."""
+    """Copies in page-locked memory, which a GPU reads fastest. The constructor raises Unsupported without CUDA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,10 @@ class Pinned(Store):
 
 @final
 class Disk(Store):
-    """Copies in files that are mapped into memory: the system may drop their pages. No file has a name that could
-    be left behind: it is gone when its mapping is."""
+    """Copies in memory-mapped temporary files, whose pages the system may drop from memory.
+
+    The files have no names, so none can be left behind: each disappears with its mapping.
+    """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
@@ -79,24 +81,29 @@ class Disk(Store):
 
     def copy(self, tensor: Tensor) -> Tensor:
         if not tensor.numel():
-            return tensor.detach().to("cpu", copy=True)  # nothing cannot be mapped
+            return tensor.detach().to("cpu", copy=True)  # an empty file cannot be mapped
         values = tensor.detach().to("cpu").contiguous()
         try:
             with tempfile.TemporaryFile(prefix=".lyc-fx.", dir=self._folder) as file:
                 file.write(values.reshape(-1).view(torch.uint8).numpy().data)
-                file.flush()  # written, not mapped for writing: a full disk is an error here, not a signal
+                # Written here instead of through the mapping: a full disk is then an error, not a fatal signal.
+                file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
-            raise BadFile(f"{self._folder or tempfile.gettempdir()}: {error.strerror}; the weights are kept") from error
+            raise BadFile(
+                f"{self._folder or tempfile.gettempdir()}: {error.strerror}: the base weights cannot be stored here; "
+                "the model is unchanged: free some space, or give another keep="
+            ) from error
         return torch.frombuffer(mapped, dtype=torch.uint8).view(values.dtype).reshape(values.shape)
 
 
 @final
 class Checkpoint(Store):
-    """The safetensors file that the model was loaded from, under the model's own names; it must not be changed
-    meanwhile. A weight's first base is compared with the model's, to the bit.
+    """The safetensors file that the model was loaded from, with the model's own names for its weights.
 
-    Raises BadFile for what is no such file, and for a weight that it holds otherwise or not at all.
+    The file must not change while it is in use. When a weight is first requested, the file's values are compared with
+    the model's, bit by bit. Raises BadFile for a file that is not a safetensors file, and for a weight that is missing
+    in it or differs.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -109,9 +116,9 @@ class Checkpoint(Store):
     def copy(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", copy=True)
 
-    def first(self, name: str, weight: Tensor) -> Tensor:
+    def load_base(self, name: str, weight: Tensor) -> Tensor:
         if name not in self._names:
-            raise BadFile(f"{self._path}: holds no {name}: is it the file that this model was loaded from?")
+            raise BadFile(f"{self._path}: has no {name}: is it the file that this model was loaded from?")
         stored: Tensor = self._handle.get_tensor(name)
         if (stored.shape, stored.dtype) != (weight.shape, weight.dtype):
             raise BadFile(
@@ -119,7 +126,10 @@ class Checkpoint(Store):
                 f"in the model {tuple(weight.shape)} {weight.dtype}"
             )
         if not torch.equal(_bits(stored), _bits(weight.detach().to("cpu"))):
-            raise BadFile(f"{self._path}: {name} has other values in the model: they could not be restored from here")
+            raise BadFile(
+                f"{self._path}: {name} has other values than in the model, so this file cannot restore the model: give "
+                "the file that it was loaded from, or another keep="
+            )
         return stored
 
     def close(self) -> None:
@@ -128,18 +138,20 @@ class Checkpoint(Store):
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """NaN is equal to itself here, and 0 not to -0."""
+    """View the bytes of a tensor, so that NaN equals itself, and 0 differs from -0."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def store_for(keep: str | os.PathLike[str]) -> Store:
-    """`"memory"`, `"pinned"`, `"disk"`, a folder for temporary files, or a safetensors file.
+def make_store(keep: str | os.PathLike[str]) -> Store:
+    """Make the store for `keep`: "memory", "pinned", "disk", a folder for temporary files, or a safetensors file.
 
-    Raises BadFile where there is no such file or folder.
+    Raises BadFile if there is no such file or folder, and Unsupported for "pinned" without CUDA.
     """
     if keep in ("memory", "pinned", "disk"):
         return {"memory": Memory, "pinned": Pinned, "disk": Disk}[str(keep)]()
     path = path_of(keep, "keep")
     if not path.exists():
-        raise BadFile(f'{path}: keep is "memory", "pinned", "disk", a folder or a safetensors file; there is none here')
+        raise BadFile(
+            f'{path}: does not exist; keep must be "memory", "pinned", "disk", a folder or a safetensors file'
+        )
     return Disk(path) if path.is_dir() else Checkpoint(path)

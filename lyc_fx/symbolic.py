@@ -1,4 +1,4 @@
-"""Proof that two shapes are the same expression in a program's symbolic sizes."""
+"""Proving that two shapes are equal for all values of a program's symbolic sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ _TRIALS = 4096
 @final
 @dataclass(frozen=True)
 class Difference:
-    """Why two shapes are not known to be the same."""
+    """Why two shapes are not known to be equal."""
 
     dimension: int | None
-    """None where the numbers of dimensions differ"""
+    """The dimension in which they differ; None if their numbers of dimensions differ"""
     before: str
     after: str
     counterexample: Mapping[str, int] | None
-    """Sizes for which the two differ; None where none was found, and no proof either"""
+    """Sizes for which the two differ; None if neither such sizes nor a proof was found"""
 
     def __str__(self) -> str:
         if self.dimension is None:
@@ -38,7 +38,7 @@ class Difference:
 
 
 def difference(before: Sequence[Size], after: Sequence[Size]) -> Difference | None:
-    """None where the shapes are proved equal for all sizes; else why not, with a counterexample if there is one."""
+    """Compare two shapes for all values of their symbols. Returns None if they are proved equal."""
     if len(before) != len(after):
         return Difference(None, _text(before), _text(after), None)
     for position, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -48,7 +48,7 @@ def difference(before: Sequence[Size], after: Sequence[Size]) -> Difference | No
         elif not statically_known_true(old == new):
             left, right = _expression(old), _expression(new)
             if all(_unbacked(side, _environment(old, new)) for side in (left, right)):
-                continue  # a size that depends on data has a new name each time that its operator is looked at
+                continue  # a size that depends on data gets a new symbol each time that its operator is propagated
             if sympy.expand(left - right) != 0:
                 return Difference(position, str(left), str(right), _counterexample(left, right, _environment(old, new)))
     return None
@@ -78,7 +78,7 @@ def _counterexample(left: sympy.Expr, right: sympy.Expr, environment: ShapeEnv) 
 
 
 def _candidates(symbol: Any, environment: ShapeEnv) -> list[sympy.Integer]:
-    """Sizes worth trying for a symbol: the small ones of its range, then some odd, prime and large ones."""
+    """Return sizes to try for a symbol: the small ones of its range, then some odd, prime and large ones."""
     bounds = environment.var_to_range.get(symbol)
     low = int(bounds.lower) if bounds is not None and isinstance(bounds.lower, sympy.Integer) else 0
     high = int(bounds.upper) if bounds is not None and isinstance(bounds.upper, sympy.Integer) else low + 10_000
@@ -87,7 +87,7 @@ def _candidates(symbol: Any, environment: ShapeEnv) -> list[sympy.Integer]:
 
 
 def symbol_names(gm: GraphModule) -> dict[str, str]:
-    """Where each symbol of a program comes from, in the user's words: `s77` → `input_ids.shape[1]`."""
+    """Return where each symbol of a program comes from, in terms of its inputs: `s77` → `input_ids.shape[1]`."""
     names: dict[str, str] = {}
     for node in gm.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")

@@ -1,4 +1,5 @@
-"""What systems do each in their own way. Windows has no calls by position, no fcntl, and opens no folders."""
+"""File operations that differ between systems. Windows has no positional reads and writes, no fcntl, and cannot open
+folders."""
 
 import errno
 import os
@@ -19,21 +20,22 @@ except ImportError:
     msvcrt = None  # type: ignore[assignment]
 
 _CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What a system or a file system says of a call that it does not know"""
+"""The errors for a call that the system or the file system does not support"""
 _TAKEN = "another process is at work there"
 _BEHIND = 1 << 30
+"""The position of the byte that is locked on Windows: beyond the end of every file that is locked"""
 
 
 @final
 class PositionFile(FileIO):
-    """A file that is there already, read or written by position from any thread. Close it."""
+    """An existing file, read or written by position from any thread. The caller must close it."""
 
     def __init__(self, path: str | os.PathLike[str], mode: str, flags: int = 0) -> None:
         super().__init__(path, mode, opener=lambda name, usual: os.open(name, usual | flags))
         self._moving = Lock()
 
     def read_at(self, position: int, into: memoryview) -> int:
-        """Read at most as much as there is room for. Returns the bytes read, 0 at the end. Raises OSError."""
+        """Read up to `len(into)` bytes. Returns how many were read, 0 at the end of the file. Raises OSError."""
         if hasattr(os, "preadv"):
             return os.preadv(self.fileno(), [into], position)
         with self._moving:
@@ -41,7 +43,7 @@ class PositionFile(FileIO):
             return self.readinto(into) or 0
 
     def write_at(self, position: int, data: memoryview) -> int:
-        """Write some of the data. Returns how many bytes. Raises OSError."""
+        """Write some or all of the data. Returns how many bytes were written. Raises OSError."""
         if hasattr(os, "pwrite"):
             return os.pwrite(self.fileno(), data, position)
         with self._moving:
@@ -50,7 +52,7 @@ class PositionFile(FileIO):
 
 
 def reserve(file: int, size: int) -> None:
-    """Make an open file so long, with its space taken where that can be done. Raises OSError where the disk is full."""
+    """Set the size of an open file, and allocate its space where that is supported. Raises OSError for a full disk."""
     if hasattr(os, "posix_fallocate") and size:
         try:
             os.posix_fallocate(file, 0, size)
@@ -60,15 +62,15 @@ def reserve(file: int, size: int) -> None:
     os.ftruncate(file, size)
 
 
-def ask(file: int, position: int, size: int) -> None:
-    """Ask for some bytes of an open file. Returns before they are there, unless the disk has enough to do."""
+def prefetch(file: int, position: int, size: int) -> None:
+    """Ask the system to read some bytes of an open file into the page cache. Does not wait, unless the disk is busy."""
     if hasattr(os, "posix_fadvise"):  # macOS has none either
-        with suppress(OSError):  # a file system that cannot
+        with suppress(OSError):  # not supported by every file system
             os.posix_fadvise(file, position, size, os.POSIX_FADV_WILLNEED)
 
 
-def forget(file: int) -> None:
-    """Drop an open file from the page cache, so that it is read from the disk."""
+def drop_from_cache(file: int) -> None:
+    """Drop an open file from the page cache, so that the next read comes from the disk."""
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -80,10 +82,13 @@ def sync(file: int) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Wait until a file is on the disk, or a folder's list of names where folders can be opened. Raises OSError."""
+    """Wait until a file, or the list of names in a folder, is on the disk. Raises OSError.
+
+    Does nothing for a folder on a system that cannot open folders.
+    """
     folder = path.is_dir()
     try:
-        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs only what may be written
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs only files open for writing
     except PermissionError:
         if folder:
             return
@@ -98,8 +103,8 @@ def sync_path(path: Path) -> None:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a file that is there against other processes. Raises BlockingIOError, which says so, where one has it."""
+def locked(path: Path) -> Iterator[None]:
+    """Lock an existing file against other processes. Raises BlockingIOError if another process has the lock."""
     with path.open("r+b", buffering=0) as file:
         lock = _flock if fcntl else _locking if msvcrt else _named
         with lock(file.fileno(), path):
@@ -117,7 +122,7 @@ def _flock(file: int, _: Path) -> Iterator[None]:
 
 @contextmanager
 def _locking(file: int, _: Path) -> Iterator[None]:
-    """Windows' way, where nobody else may read what is locked: hence a byte behind all that is read."""
+    """Lock a byte on Windows. No other process can read a locked byte, so this is one beyond the end of the file."""
     os.lseek(file, _BEHIND, os.SEEK_SET)
     try:
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # for mypy on other systems
@@ -134,7 +139,7 @@ def _locking(file: int, _: Path) -> Iterator[None]:
 
 @contextmanager
 def _named(_: int, path: Path) -> Iterator[None]:
-    """By a file that only one process can create."""
+    """Lock by a file beside it that only one process can create."""
     lock = path.with_name(f"{path.name}.lock")
     try:
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))

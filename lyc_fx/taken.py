@@ -1,4 +1,4 @@
-"""What a pass returned, taken into the program: any `PassBase` of torch may run, not only one that knows lyc-fx."""
+"""Taking the result of a pass into the program, so that any `PassBase` of torch may run, not only those of lyc-fx."""
 
 from typing import Any
 
@@ -15,10 +15,11 @@ from lyc_fx.steps import Step
 
 
 def take(gm: GraphModule, result: PassResult | None, name: str, steps: int) -> None:
-    """Give the program the graph, the tensors and the history that a pass left it without.
+    """Bring the result of the pass `name` into the program `gm`.
 
-    A pass may return another module, None for no change, nodes without a fake value, and need not record a step
-    (there were so many `steps` before it). Raises InvalidGraph where a new node refuses its arguments.
+    A pass may return another module or None, may leave new nodes without fake values, and need not record a step:
+    graph, tensors, fake values and history are completed here. `steps` is how many steps the history had before.
+    Raises InvalidGraph if the operator of a new node refuses its arguments.
     """
     if result is not None and result.graph_module is not gm:
         _adopt(gm, result.graph_module)
@@ -28,7 +29,7 @@ def take(gm: GraphModule, result: PassResult | None, name: str, steps: int) -> N
 
 
 def _adopt(gm: GraphModule, made: GraphModule) -> None:
-    """Another module's graph and tensors: input checks, state-dict keys and what lyc-fx remembers stay as they are."""
+    """Take another module's graph and tensors; keep input checks, state-dict keys and what lyc-fx records."""
     own = tensors(gm)
     for name, tensor in tensors(made).items():
         if own.get(name) is not tensor:
@@ -39,7 +40,7 @@ def _adopt(gm: GraphModule, made: GraphModule) -> None:
 
 
 def _complete(gm: GraphModule, name: str) -> None:
-    """Fake values for the calls of operators that have none."""
+    """Compute the missing fake values of operator calls."""
     known: Any = {node for node in gm.graph.nodes if "val" in node.meta}
     for node in gm.graph.nodes:
         if node in known or not isinstance(node.target, OpOverload) or not known.issuperset(node.all_input_nodes):

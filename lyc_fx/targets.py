@@ -1,4 +1,4 @@
-"""Which weights a captured program reads, by the names that adapters have for them."""
+"""The weights that a captured program reads, by the names that adapters use for them."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,15 +7,18 @@ from torch.fx import GraphModule, Node
 
 from lyc_fx.fitting import Weight
 from lyc_fx.layers import COMPUTED, read_by_linear, read_by_transposed_conv, stored_transposed
-from lyc_fx.naming import projects
+from lyc_fx.naming import is_projection
 from lyc_fx.program import facts, owner, weights
 
 _PARTS = ("weight_v", "parametrizations.weight.original1")
-"""What a weight under weight norm is computed from: its direction"""
+"""The direction from which weight norm computes a weight, in torch's two forms"""
 
 
 def targets(gm: GraphModule) -> dict[str, list[Node]]:
-    """The nodes that give a weight, by the weight's name; computed ones have the name of what they replace."""
+    """Find the nodes that produce each weight, by the weight's name.
+
+    A weight that the program computes, as under weight norm, has the name of its module's weight.
+    """
     found = {str(node.target): [node] for node in weights(gm)}
     same = facts(gm).aliases
     for node in gm.graph.nodes:
@@ -27,7 +30,7 @@ def targets(gm: GraphModule) -> dict[str, list[Node]]:
 
 
 def known_as(gm: GraphModule) -> dict[str, str]:
-    """Further names of the program's weights, also of those that it computes."""
+    """Return further names of the program's weights, including computed ones, each with the name in `targets`."""
     same = facts(gm).aliases
     computed = {
         f"{alias.removesuffix(part)}weight": f"{first.removesuffix(part)}weight"
@@ -39,7 +42,7 @@ def known_as(gm: GraphModule) -> dict[str, str]:
 
 
 def _registered(path: str, same: Mapping[str, str]) -> str:
-    """The first path of a module that is registered under several."""
+    """Return the first path of a module that is registered under several paths."""
     for alias, first in same.items():
         inside = alias.removeprefix(f"{path}.")
         if inside != alias:
@@ -48,7 +51,7 @@ def _registered(path: str, same: Mapping[str, str]) -> str:
 
 
 def stored(gm: GraphModule) -> dict[str, Weight]:
-    """All parameters, also those that no node reads: they are known names, so that a key for them is no error."""
+    """Describe all parameters, even those that no node reads, so that an adapter for one is not an unknown name."""
     known = facts(gm).aliases
     return {
         name: Weight(tuple(parameter.shape), parameter.dtype)
@@ -58,6 +61,9 @@ def stored(gm: GraphModule) -> dict[str, Weight]:
 
 
 def described(name: str, node: Node, names: Collection[str]) -> Weight:
+    """Describe the weight that `node` produces. `names` are those of all weights of the program."""
     value: Tensor = node.meta["val"]
-    turned = stored_transposed(node) or (value.dim() == 2 and projects(name, names) and not read_by_linear(node))
-    return Weight(tuple(map(int, value.shape)), value.dtype, turned, read_by_transposed_conv(node))
+    transposed = stored_transposed(node) or (
+        value.dim() == 2 and is_projection(name, names) and not read_by_linear(node)
+    )
+    return Weight(tuple(map(int, value.shape)), value.dtype, transposed, read_by_transposed_conv(node))

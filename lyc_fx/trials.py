@@ -1,4 +1,4 @@
-"""Running a program on random inputs of its own sizes, and of others that it takes."""
+"""Running a program on random inputs, at the sizes of its capture and at other sizes that it accepts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
@@ -13,11 +13,11 @@ from lyc_fx.errors import CaptureError
 _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
     lambda s: s + 1, lambda s: s + 2, lambda s: 2 * s, lambda s: s + 8, lambda s: max(2, s - 1),
 )  # fmt: skip
-"""What varying sizes are tried at besides their own: the first at which the program runs counts"""
+"""Other values to try for dynamic sizes: the first at which the program runs is used"""
 
 
 def trials(gm: GraphModule) -> Iterator[list[Any]]:
-    """Flat inputs at the sizes of the capture, and at other ones where sizes may vary."""
+    """Yield flat random inputs at the sizes of the capture, and, if sizes are dynamic, at other sizes."""
     captured = _sizes(gm)
     yield _inputs(gm, captured)
     for other in _OTHER_SIZES if captured else ():
@@ -28,12 +28,12 @@ def trials(gm: GraphModule) -> Iterator[list[Any]]:
 
 
 def outputs(gm: GraphModule, inputs: Sequence[Any]) -> list[Any]:
-    """The flat outputs; the program's own tensors, the inputs and the random state stay as they are."""
+    """Run a program and return its flat outputs. Its tensors, the inputs and the random state are left unchanged."""
     return _run(gm, inputs, lambda node, value: None)
 
 
 def values(gm: GraphModule, inputs: Sequence[Any]) -> list[tuple[Node, Tensor]]:
-    """What each node gives, where that is a tensor."""
+    """Run a program and return the value of each node that has a tensor as its value."""
     found: list[tuple[Node, Tensor]] = []
 
     def seen(node: Node, value: Any) -> None:
@@ -46,7 +46,7 @@ def values(gm: GraphModule, inputs: Sequence[Any]) -> list[tuple[Node, Tensor]]:
 
 @final
 class _Run(Interpreter):
-    """Runs a program on copies of what it writes to, and tells each node's value."""
+    """Runs a program on copies of its tensors, and calls `seen` with the value of each node."""
 
     def __init__(self, gm: GraphModule, seen: Callable[[Node, Any], None]) -> None:
         super().__init__(gm)
@@ -79,13 +79,13 @@ def _placeholders(gm: GraphModule) -> Iterator[Any]:
 
 
 def _symbols(gm: GraphModule) -> dict[Any, torch.SymInt]:
-    """The free symbols of the inputs' sizes, each with a size that has it."""
+    """Return the free symbols of the inputs' sizes, each with a size in which it occurs."""
     sizes = [s for v in _placeholders(gm) for s in (v.shape if isinstance(v, Tensor) else [v])]
     return {symbol: s for s in sizes if isinstance(s, torch.SymInt) for symbol in s.node.expr.free_symbols}
 
 
 def _sizes(gm: GraphModule) -> dict[Any, int]:
-    """Each symbol at its value in the capture."""
+    """Return the value of each symbol at capture."""
     return {symbol: int(_hint(symbol, size)) for symbol, size in _symbols(gm).items()}
 
 
@@ -101,7 +101,7 @@ def _inputs(gm: GraphModule, sizes: dict[Any, int]) -> list[Any]:
 
 
 def _input(value: Any, sizes: dict[Any, int], generator: torch.Generator) -> Any:
-    """Normal values; of integers and truth values 0 and 1, which index any table of two rows."""
+    """Make an input: normally distributed, or for integers and booleans 0 and 1, which are valid as most indices."""
     if isinstance(value, torch.SymInt):
         return _number(value, sizes)
     if not isinstance(value, Tensor):
@@ -117,7 +117,7 @@ def _number(size: int | torch.SymInt, sizes: dict[Any, int]) -> int:
 
 
 def _admits(gm: GraphModule, inputs: Sequence[Any]) -> bool:
-    """Whether the program's guards let these inputs pass, and it runs on them."""
+    """Return whether the program's guards accept these inputs, and it runs on them."""
     spec = gm.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
     args, kwargs = pytree.tree_unflatten(list(inputs), spec)
     try:

@@ -1,5 +1,8 @@
-"""Fused projections beside their members: diffusers' `fuse_qkv_projections` adds `to_qkv` to an attention that keeps
-`to_q`, `to_k` and `to_v`, and computes with either. An adapter of the one is one of the other."""
+"""Models that have a fused projection and also its members, as after diffusers' `fuse_qkv_projections`.
+
+That adds `to_qkv` to an attention layer that keeps `to_q`, `to_k` and `to_v`, and may compute with either. So an
+adapter for one of them must also change the other.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,11 +14,11 @@ from lyc_fx.fitting import Weight
 from lyc_fx.naming import FUSIONS, Piece
 
 Twins = Mapping[str, tuple[Piece, ...]]
-"""By parameter, what else holds its rows: a part of the fused one, or every member"""
+"""From a parameter to the pieces that hold the same rows: a part of the fused weight, or all members"""
 
 
 def twins(tensors: Mapping[str, Tensor]) -> Twins:
-    """Of the fused weights and biases that are just their members, one after another."""
+    """Find the fused weights and biases whose values are their members stacked along the rows."""
     found: dict[str, tuple[Piece, ...]] = {}
     for fused, members in _beside(tensors):
         parts = [tensors[member] for member in members]
@@ -24,7 +27,7 @@ def twins(tensors: Mapping[str, Tensor]) -> Twins:
         if tensors[fused].shape != torch.Size((sum(map(len, parts)), *parts[0].shape[1:])):
             continue
         if not torch.equal(tensors[fused], torch.cat([part.to(tensors[fused].device) for part in parts])):
-            continue  # two weights, which are called so
+            continue  # independent weights that only have such names
         start, pieces = 0, []
         for member, part in zip(members, parts, strict=True):
             rows = (start, start + len(part))
@@ -36,7 +39,7 @@ def twins(tensors: Mapping[str, Tensor]) -> Twins:
 
 
 def _beside(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str]]]:
-    """The fused parameters whose members are there as well."""
+    """Yield each fused parameter whose members the model has too, with the members."""
     for name in tensors:
         module, _, leaf = name.rpartition(".")
         for whole, members in FUSIONS:
@@ -50,8 +53,8 @@ def _beside(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[str]]]:
 def mirrored(
     piece: Piece, adapter: Adapter, weights: Mapping[str, Weight], same: Twins
 ) -> Iterator[tuple[Piece, Adapter]]:
-    """What an adapter of a piece does to it, and to what holds the same rows."""
+    """Yield the piece and its adapter, and those for every other place that holds the same rows."""
     yield piece, adapter
     for twin in same.get(piece.parameter, ()) if piece.rows is None else ():
         shape = weights[piece.parameter].logical
-        yield twin, adapter if twin.of is None else adapter.rows(*twin.of, shape).compact()
+        yield twin, adapter if twin.source_rows is None else adapter.rows(*twin.source_rows, shape).compact()

@@ -1,4 +1,4 @@
-"""Writing to a model's tensors so that it can be undone, to the bit."""
+"""Overwriting a model's tensors in a way that can be undone exactly."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def apart(tensor: Tensor) -> Tensor:
-    """A copy: where the tensor lies, or on the CPU where less than half of a GPU's memory would stay free."""
+def copy_aside(tensor: Tensor) -> Tensor:
+    """Copy a tensor: on its GPU if at least half of the GPU's memory stays free, else to the CPU."""
     if tensor.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(tensor.device)
         if free - tensor.nbytes > total // 2:
@@ -16,12 +16,12 @@ def apart(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def preserved(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = apart) -> None:
-    """Put on the stack what gives a tensor its values back, from a copy."""
+def save_for_undo(tensor: Tensor, undo: ExitStack, keep: Callable[[Tensor], Tensor] = copy_aside) -> None:
+    """Copy a tensor by `keep`, and push onto `undo` a callback that restores its values from the copy."""
     undo.callback(overwrite, tensor, keep(tensor))
 
 
 def overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Copy values into a tensor of any mode."""
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # one may be written in its own mode only
+    """Copy values into a tensor, whether or not it is an inference tensor."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():  # inference tensors need inference mode
         tensor.copy_(value)

@@ -1,4 +1,4 @@
-"""What is said of adapters that find no weight: the nearest names, and what is probably wrong."""
+"""Error messages for adapters that match no weight: the nearest names, and what is probably wrong."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,20 +9,24 @@ from lyc_fx.errors import counted
 from lyc_fx.naming import COMPONENTS, INTERLEAVED, PREFIXES, Names
 
 SHOWN = 20
-"""How many of a long list a message names"""
+"""How many items of a long list a message shows"""
 _PARTS = ("weight_g", "weight_v", "weight_orig", *(f"parametrizations.weight.original{n}" for n in ("", "0", "1")))
-"""From what weight norm and other parametrizations compute a module's weight"""
+"""The tensors from which weight norm and other parametrizations compute a module's weight"""
 
 
 OF_UNREAD = (
-    "Without a key that nobody understands this may be another adapter than was trained: leave such modules out by "
-    "name (adapters.exclude, --exclude PATTERN), or apply what is understood and list the rest: strict=False "
-    "(--no-strict)."
+    "Without such a key, the result may differ from the adapter that was trained: leave these modules out by name "
+    "(adapters.exclude, command line: --exclude PATTERN), or apply the rest and list these keys in the report: "
+    "strict=False (command line: --no-strict)."
 )
+"""Advice on keys that no format reads"""
 
 
 def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: Sequence[str]) -> list[str]:
-    """A line for each adapter that found no weight; one for all of a component that the model is not."""
+    """Return a line for each adapter that matches no weight; only one per component that the model does not have.
+
+    `matched` are the modules of the adapters that do match a weight.
+    """
     lines, apart = [], elsewhere([entry.module for _, entry in lost], matched)
     for prefix, modules in apart.items():
         sources = ", ".join(dict.fromkeys(adapters.source for adapters, entry in lost if entry.module in modules))
@@ -38,17 +42,19 @@ def unmatched(lost: Sequence[tuple[AdapterSet, Entry]], names: Names, matched: S
         owner, _, leaf = entry.module.rpartition("." if "." in entry.module else "_")
         if leaf in ("query", "key", "value") and names.find(f"{owner}_{INTERLEAVED}", entry.leaf):
             hint = (
-                f"; the model has {INTERLEAVED} there, whose rows are interleaved by heads: an adapter of the whole of "
-                "it fits, that of a part cannot be placed without the number of heads"
+                f"; the model has {INTERLEAVED} there, whose rows are interleaved by heads: an adapter for all of it "
+                "fits, but one for a part cannot be placed without the number of heads"
             )
         if parts:
-            hint = f"; it is computed from {', '.join(parts)}: make it plain first, or merge into the live model"
+            hint = (
+                f"; it is computed from {', '.join(parts)}: make it a plain weight first, or merge into the live model"
+            )
         lines.append(f"  {adapters.source}: {entry.module}: no such {entry.leaf} in the model{hint}")
     return lines
 
 
 def advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str], own: Iterable[str]) -> str:
-    """What to do about adapters that found no weight of a model with these parameters."""
+    """Return advice on adapters that match no weight of a model with the parameters `own`."""
     if not matched:
         sets = {id(adapters): adapters for adapters, _ in lost}.values()
         found = [purpose(each.metadata, [entry.module for _, entry in lost], own) for each in sets]
@@ -61,14 +67,14 @@ def advice(lost: Sequence[tuple[AdapterSet, Entry]], matched: Sequence[str], own
         said = ", ".join(f'"{pattern}"' for pattern in patterns)
         line = " ".join(f'--exclude "{pattern}"' for pattern in patterns)
         return (
-            "The model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge(pipe, …)), or "
-            f"leave them out: adapters.exclude({said}) (command line: {line})."
+            "These adapters are for other components of a pipeline: give the whole pipeline (lyc_fx.merge(pipe, …)), "
+            f"or leave them out: adapters.exclude({said}) (command line: {line})."
         )
     return "strict=False (command line: --no-strict) applies the rest and lists these in the report."
 
 
 def elsewhere(lost: Sequence[str], matched: Sequence[str]) -> dict[str, list[str]]:
-    """Modules that found no weight, by a component's prefix that no module has which found one."""
+    """Group the modules that match no weight by their component's prefix, if no matched module has that prefix."""
     known = sorted((*(f"{prefix}_" for prefix in PREFIXES), *COMPONENTS), key=len, reverse=True)
     found: dict[str, list[str]] = defaultdict(list)
     for module in lost:
@@ -79,5 +85,6 @@ def elsewhere(lost: Sequence[str], matched: Sequence[str]) -> dict[str, list[str
 
 
 def shortened(lines: list[str]) -> list[str]:
+    """Return the first lines, and how many more there are."""
     more = len(lines) - SHOWN
     return lines if more <= 0 else [*lines[:SHOWN], f"  … and {more} more"]

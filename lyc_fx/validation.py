@@ -1,7 +1,7 @@
-"""Translation validation: what a pass made must compute what it was made from, on random inputs.
+"""Translation validation: checking on random inputs that a program computes the same before and after a pass.
 
-Shapes and dtypes are proved by `lyc_fx.verify`; that numbers stay is tried here, at the sizes of the capture and, where
-sizes may vary, at others as well.
+`lyc_fx.verify` proves shapes and dtypes; here the numbers are compared, at the sizes of the capture and, if sizes are
+dynamic, at other sizes too.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lyc_fx.trials import outputs, trials, values
 @final
 @dataclass(frozen=True)
 class Trial:
-    """Inputs, and what a program gives for them."""
+    """Inputs of a program, and its outputs for them."""
 
     inputs: Sequence[Any]
     outputs: Sequence[Any]
@@ -31,22 +31,24 @@ class Trial:
 @final
 @dataclass(frozen=True)
 class Validation:
-    """What a program computes, on inputs of up to two choices of its sizes."""
+    """What a program computes, for inputs of up to two choices of its sizes."""
 
     trials: tuple[Trial, ...]
     tolerance: float
-    """Of the norm of each output: the root of the coarsest precision in the program"""
+    """The largest difference allowed, relative to an output's norm: the square root of the program's `precision`"""
 
     @classmethod
     def of(cls, gm: GraphModule) -> Self:
-        """Raises InvalidGraph for a program whose weights have no values."""
+        """Run a program on trial inputs. Raises InvalidGraph if its weights have no values, or no output is finite."""
         for node in gm.graph.find_nodes(op="get_attr"):
             value = node.meta.get("val")
             if isinstance(value, Tensor) and (get_tensor(gm, str(node.target)).is_meta):
-                raise InvalidGraph(f"check=True runs the program, and {node.target} has no values yet: load weights")
+                raise InvalidGraph(
+                    f"check=True runs the program, and {node.target} has no values yet: load weights first"
+                )
         found = tuple(Trial(given, outputs(gm, given)) for given in trials(gm))
         if all(_blank(value) for trial in found for value in trial.outputs):
-            raise InvalidGraph("check=True: on random inputs the program gives nothing finite that could be compared")
+            raise InvalidGraph("check=True: on random inputs the program gives no finite values that could be compared")
         return cls(found, precision(gm) ** 0.5)
 
     def check(self, gm: GraphModule, before: GraphModule, name: str) -> None:
@@ -63,7 +65,7 @@ class Validation:
                     )
 
     def _culprit(self, gm: GraphModule, before: GraphModule, trial: Trial) -> str:
-        """The first node that is in both programs and gives something else, and the rules that made what it reads."""
+        """Describe the first node of both programs that gives other values, and the rules that made its inputs."""
         old, new = ({n.name: (n, v) for n, v in values(p, trial.inputs)} for p in (before, gm))
         for name, (node, value) in new.items():
             if name in old and node.op != "get_attr" and gap(old[name][1], value) > self.tolerance:
@@ -79,7 +81,7 @@ def _blank(value: Any) -> bool:
 
 
 def gap(old: Any, new: Any) -> float:
-    """How far two results are apart, relative to the first one; infinite where they differ in kind."""
+    """Return the norm of the difference of two results, relative to the first; infinite if they differ in kind."""
     if not isinstance(old, Tensor) or not isinstance(new, Tensor):
         return 0.0 if isinstance(old, Tensor) == isinstance(new, Tensor) and old == new else float("inf")
     if old.shape != new.shape or old.dtype != new.dtype:
@@ -96,7 +98,7 @@ def gap(old: Any, new: Any) -> float:
 
 
 def precision(gm: GraphModule) -> float:
-    """The coarsest of the floating dtypes in a program, apart from those in which adapters are stored."""
+    """Return the largest machine epsilon of the dtypes in a program, apart from those of stored adapters."""
     values = [node.meta.get("val") for node in gm.graph.nodes if BANK not in node.meta]
     return max(
         (torch.finfo(v.dtype).eps for v in values if isinstance(v, FakeTensor) and v.is_floating_point()),

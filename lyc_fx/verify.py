@@ -1,4 +1,4 @@
-"""What must hold after every pass; `Snapshot` remembers what was there before it."""
+"""Verifying a graph after a pass, against a `Snapshot` of it from before the pass."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,18 @@ from lyc_fx.symbolic import difference, symbol_names
 @final
 @dataclass(frozen=True)
 class Snapshot:
-    """A graph before a pass: what each node read, and what it gave."""
+    """The state of a graph before a pass, by node."""
 
     inputs: dict[Node, tuple[Node, ...]]
+    """The nodes that each node reads"""
     calls: dict[Node, tuple[Any, ...]]
+    """Target, arguments and keyword arguments of each node"""
     values: dict[Node, Any]
+    """The fake value of each node"""
 
     @classmethod
     def of(cls, gm: GraphModule) -> Self:
+        """Take a snapshot of a program's graph."""
         nodes = list(gm.graph.nodes)
         return cls(
             {node: _flat_inputs(node) for node in nodes},
@@ -37,12 +41,12 @@ class Snapshot:
 
 
 def verify(gm: GraphModule, before: Snapshot, name: str) -> None:
-    """Raise InvalidGraph, with the graph around the culprit and the pass's name, unless
+    """Check a graph after the pass `name`. Raises InvalidGraph, which shows the graph around the fault, unless
 
     - the graph is well-formed (`Graph.lint`);
     - each stored weight has the shape and dtype that its node declares;
-    - fake-tensor propagation through every node that is new, or has other arguments, gives what that node declares
-      (of one that is marked as propagated it does);
+    - for every node that is new or has other arguments, fake-tensor propagation gives the value that it declares
+      (nodes marked as propagated are skipped);
     - wherever a node now reads another node than before, the two have the same dtype and provably the same
       shape. So every layer that was touched keeps its shape, and by induction every output does.
     """
@@ -95,13 +99,13 @@ def _differ(old: Any, new: Any, what: str) -> str | None:
 
 
 def _but_for_nodes(call: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A call without the nodes that it reads: those of the same shapes and dtypes in their places give the same."""
+    """Return a call without the nodes that it reads. Other nodes of the same shapes and dtypes give the same value."""
     target, args, kwargs = call
     return target, map_arg(args, lambda node: None), map_arg(kwargs, lambda node: None)
 
 
 def _flat_inputs(node: Node) -> tuple[Node, ...]:
-    """The nodes that a node reads, one for each place where it reads one."""
+    """Return the nodes that a node reads, one for each argument that is a node."""
     return tuple(_leaves((node.args, node.kwargs)))
 
 

@@ -1,4 +1,4 @@
-"""The model that adapters are for: a module, or the modules of a pipeline as one."""
+"""Presenting a model, or all models of a pipeline, as one module."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,20 +11,19 @@ from lyc_fx.program import facts, uncompiled
 
 
 class Pipeline(Protocol):
-    """What has components, some of them modules, by name; such as a pipeline of diffusers."""
+    """An object with named components, some of which are modules; such as a pipeline of diffusers."""
 
     @property
     def components(self) -> Mapping[str, Any]:
-        """Models, and what else belongs to them, such as tokenizers."""
+        """Models, and other objects such as tokenizers, by name."""
         ...
 
 
-def whole(model: Any) -> nn.Module:
-    """The model without the wrapper of `torch.compile`; of a pipeline a module that holds its components, under their
-    names: `unet.conv_in.weight`.
+def as_module(model: Any) -> nn.Module:
+    """Return the model without the wrapper of `torch.compile`. For a pipeline, return a module that holds its
+    components under their names, so that parameters are called `unet.conv_in.weight` and so on.
 
-    Raises WrongArgument for anything else, and
-    Unsupported for a captured program.
+    Raises WrongArgument for anything else, and Unsupported for a captured program.
     """
     if isinstance(model, nn.Module):
         return _live(uncompiled(model), "a captured program")
@@ -33,7 +32,7 @@ def whole(model: Any) -> nn.Module:
     found = {str(name): part for name, part in parts if isinstance(part, nn.Module)}
     if not found:
         raise WrongArgument(
-            f"the model is a {type(model).__name__}: an nn.Module is expected, or a pipeline whose components are some"
+            f"the model is a {type(model).__name__}: pass an nn.Module, or a pipeline whose components include some"
         )
     made = nn.Module()
     for name, part in found.items():
@@ -44,7 +43,7 @@ def whole(model: Any) -> nn.Module:
 def _live(model: nn.Module, what: str) -> nn.Module:
     if any(isinstance(part, GraphModule) and facts(part).keys for part in model.modules()):
         raise Unsupported(
-            f"{what} does not know how the classes of its layers store their weights: "
-            "splice and fold it, or merge into the model that it was captured from, whose weights it shares"
+            f"{what} does not record how the classes of its layers store their weights: use lyc_fx.splice and "
+            "lyc_fx.fold, or merge into the model that it was captured from, whose weights it shares"
         )
     return model

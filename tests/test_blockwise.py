@@ -10,7 +10,7 @@ import torch
 from nets import VARIANTS, Variant, certain, pairs, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.blockwise import Run, at_once, merging, threads
+from lyc_fx.blockwise import Scheduler, block_merger, run_serially, threaded_scheduler
 from lyc_fx.families import Change, Effect, blocks, merged
 
 
@@ -20,9 +20,11 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def merged_into(weight: Tensor, stack: list[Change], out: Tensor, run: Run = at_once, **options: bool) -> int:
+def merged_into(
+    weight: Tensor, stack: list[Change], out: Tensor, scheduler: Scheduler = run_serially, **options: bool
+) -> int:
     effects: list[Effect] = []
-    run(*merging(weight, stack, out, **options), effects.append)  # type: ignore[arg-type]
+    scheduler(*block_merger(weight, stack, out, **options), effects.append)  # type: ignore[arg-type]
     return sum(effect.lost for effect in effects)
 
 
@@ -46,9 +48,9 @@ def test_blocks_give_the_whole(variant: Variant, shape: tuple[int, ...], sequent
     assert merged_into(weight, stack, out, sequential=sequential) == 0
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
     in_place = weight.clone()
-    with threads() as run:
-        merged_into(in_place, stack, in_place, run, sequential=sequential)
-        run.finish()
+    with threaded_scheduler() as scheduler:
+        merged_into(in_place, stack, in_place, scheduler, sequential=sequential)
+        scheduler.finish()
     assert torch.equal(in_place, out)
     if len(shape) == 2:
         turned = weight.t().contiguous()
@@ -64,8 +66,8 @@ def test_threads_do_not_change_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             found.append(torch.empty_like(weight))
-            with threads() as run:
-                merged_into(weight, stack, found[-1], run.now)
+            with threaded_scheduler() as scheduler:
+                merged_into(weight, stack, found[-1], scheduler.run_now)
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)
@@ -88,12 +90,12 @@ def test_rows_without_a_change_keep_their_bits_and_overflow_is_counted() -> None
 def test_no_thread_begins_once_a_weight_may_be_written() -> None:
     """One that is interrupted as it begins is known to nobody, and would write after the undoing."""
     before = set(threading.enumerate())
-    with threads() as run:
+    with threaded_scheduler() as scheduler:
         begun = set(threading.enumerate()) - before
         assert len(begun) == torch.get_num_threads()
         for _ in range(20):
-            run(lambda rows: Effect(), [(0, 1), (1, 2)], lambda effect: None)
-        run.finish()
+            scheduler(lambda rows: Effect(), [(0, 1), (1, 2)], lambda effect: None)
+        scheduler.finish()
         assert set(threading.enumerate()) - before == begun
 
 
@@ -109,7 +111,7 @@ def test_an_interrupt_while_threads_begin_is_no_hang(monkeypatch: pytest.MonkeyP
 
     def enter() -> None:
         try:
-            with threads():
+            with threaded_scheduler():
                 ends.append("entered")
         except KeyboardInterrupt:
             ends.append("interrupted")

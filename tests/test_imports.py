@@ -130,10 +130,12 @@ MAY: dict[str, set[str]] = {
     "pipeline": {"copies", "errors", "program", "steps", "taken", "validation", "verify"},
     "memory": {"program"},
     "undo": set(),
-    "slots": {"memory", "undo", "foreign", "conv1d", "fitting", "errors", "layers", "program"},
-    "live": LOW | {"foreign", "naming", "binding", "blockwise", "families", "slots", "stack", "twins", "whole"},
+    "weight_handles": {"memory", "undo", "foreign", "conv1d", "fitting", "errors", "layers", "program"},
+    "live": LOW
+    | {"foreign", "naming", "binding", "blockwise", "families", "weight_handles", "stack", "twins", "whole"},
     "stores": {"errors", "files", "formats"},
-    "swap": LOW | {"undo", "adapters", "binding", "blockwise", "families", "live", "slots", "stack", "stores", "whole"},
+    "swap": LOW
+    | {"undo", "adapters", "binding", "blockwise", "families", "live", "weight_handles", "stack", "stores", "whole"},
     "orientation": {"errors", "fitting", "naming"},
     "folding": LOW
     | FILES

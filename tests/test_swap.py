@@ -179,7 +179,7 @@ def tie(model: nn.Module) -> None:
     [
         (tie, r"c\.weight is tied to b\.weight"),
         (lambda m: nn.utils.parametrizations.weight_norm(m.c), r"c\.weight is computed by WeightNorm"),
-        (lambda m: setattr(m.c, "weight", nn.Parameter(torch.ones(8).expand(8, 8))), "one number in memory"),
+        (lambda m: setattr(m.c, "weight", nn.Parameter(torch.ones(8).expand(8, 8))), "at the same place in memory"),
     ],
 )
 def test_a_weight_that_cannot_change_in_place(change: Callable[[nn.Module], object], why: str) -> None:
@@ -215,7 +215,7 @@ def test_a_weight_that_something_else_changed() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda t: t.pop("a.weight"), r"holds no a\.weight"),
+        (lambda t: t.pop("a.weight"), r"has no a\.weight"),
         (lambda t: t.update({"a.weight": t["a.weight"].float()}), r"a\.weight is \(8, 8\) torch\.float32"),
         (lambda t: t["a.weight"].add_(1), r"a\.weight has other values"),
     ],

@@ -1,4 +1,4 @@
-"""capture: any PyTorch model → a captured program, a plain GraphModule of ATen operators on named weights."""
+"""Capturing a PyTorch model as a program: a plain GraphModule of ATen operators on named weights."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from lyc_fx.capture.compared import refuse_different
 from lyc_fx.capture.dynamic import (
     DynamicShapes,
     SpecializedDimension,
-    arguments,
+    bind_arguments,
     export_shapes,
-    ordered,
-    ranges,
-    spell_out,
+    name_kwargs,
+    order_kwargs,
+    size_ranges,
     warn_of_specialized,
 )
 from lyc_fx.capture.fakes import device_of, fake_copy
 from lyc_fx.capture.given import refuse_misplaced
 from lyc_fx.capture.guards import InputGuards
 from lyc_fx.capture.mode import ModeGuard, mode_matters
-from lyc_fx.capture.normalize import finished, inline_grad_blocks, name_weights_by_use
+from lyc_fx.capture.normalize import finish, inline_grad_blocks, name_weights_by_use
 from lyc_fx.capture.numel import spell_out_counts
-from lyc_fx.capture.outputs import baked, example, register
-from lyc_fx.capture.ties import name_constants, retied
+from lyc_fx.capture.outputs import baked_constants, copy_example, register
+from lyc_fx.capture.ties import name_constants, tie_by_memory
 from lyc_fx.capture.work import runs_quickly
 from lyc_fx.copies import non_persistent, set_tensor
 from lyc_fx.errors import CaptureError
@@ -58,36 +58,39 @@ def capture(
 ) -> GraphModule:
     """Capture a model as a plain `torch.fx.GraphModule`.
 
-    Weights are `get_attr` nodes named like the model's state dict, operators are ATen overloads, and
-    `node.meta["val"]` holds fake tensors with symbolic sizes. The program shares the model's parameters and
-    buffers, follows its training flag, and may also be captured from a model on the meta device.
+    Weights are `get_attr` nodes named as in the model's state dict, operators are ATen overloads, and
+    `node.meta["val"]` holds fake tensors with symbolic sizes. The program shares the model's parameters and buffers,
+    and is in the same mode (training or evaluation). The model may be on the meta device.
 
-    `model` may be any `nn.Module`, also one from `torch.fx.symbolic_trace`, or an `ExportedProgram` (which
-    needs no `args`). `dynamic_shapes` says which sizes may vary: `"auto"`, or names per input such as
-    `{"sample": "batch _ height width"}` with `_` for a size that stays, or what `torch.export` takes.
-    Sizes that are fixed all the same raise a SpecializedDimension warning that names them; with `"auto"` only those
-    that the example fixes by a size of 1 or 0.
+    `model` is any `nn.Module`, including one from `torch.fx.symbolic_trace`, or an `ExportedProgram`, which needs no
+    inputs. `args` and `kwargs` are example inputs. The program takes the same arguments as this example: other Python
+    values, another dtype or other optional arguments need another capture.
 
-    A captured program takes the arguments of its example: other Python values, another dtype or other optional
-    arguments need another capture.
+    `dynamic_shapes` says which sizes may vary: `"auto"`, or the names of each input's dimensions, such as
+    `{"sample": "batch _ height width"}`, with `_` for a fixed size, or any value that `torch.export` takes. Sizes that
+    become fixed all the same are named by a SpecializedDimension warning; with `"auto"`, only those for which the
+    example has size 1 or 0.
 
-    With `check`, the model and the program both run on the example, and must give the same: a model may take another
-    path while it is exported. Buffers are as before. Raises CaptureError, which names the first module that differs.
-    None: where weights have values, and a run costs little beside the capture.
+    With `check=True`, model and program both run on the example and must give the same results, since a model may take
+    another path while it is exported; buffers are restored. By default (None) this is done if all weights have values
+    and a run takes little time compared to the capture.
+
+    Raises CaptureError for a model that cannot be captured, and for one whose program gives other results; the message
+    names the first module that differs.
     """
     refuse_misplaced(model, args, kwargs)
     if isinstance(model, ExportedProgram):
         if check:
-            raise CaptureError("check=True compares with a model, and an ExportedProgram has none: check=False")
-        return _from_program(model, retied(model), {})
+            raise CaptureError("check=True compares with a model, and an ExportedProgram has none: use check=False")
+        return _from_program(model, tie_by_memory(model), {})
     model = uncompiled(model)
     args, kwargs = tuple(args), dict(kwargs or {})
     register((args, kwargs), inputs=True)
-    bound = arguments(model, args, kwargs)
-    kwargs = ordered(kwargs, bound)
+    bound = bind_arguments(model, args, kwargs)
+    kwargs = order_kwargs(kwargs, bound)
     shapes = export_shapes(dynamic_shapes, bound)
     program = _export(model, args, kwargs, bound, shapes)
-    gm = _from_program(program, tensors(model), module_aliases(model), model, baked((args, kwargs)))
+    gm = _from_program(program, tensors(model), module_aliases(model), model, baked_constants((args, kwargs)))
     if runs_quickly(gm, (args, kwargs)) if check is None else check:
         refuse_different(model, gm, args, kwargs)
     if shapes is not None:
@@ -101,16 +104,16 @@ def _export(
     device = device_of(model, (args, kwargs))
     copy, mode = fake_copy(model, device)
     try:
-        spell_out(copy, bound)
+        name_kwargs(copy, bound)
         copy.register_forward_hook(lambda module, inputs, output: register(output))
-        args, kwargs = example((args, kwargs), device)
+        args, kwargs = copy_example((args, kwargs), device)
         with mode, without_autocast(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with torch.enable_grad():
                     return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
             except NotImplementedError as error:
-                if "backward" not in str(error):  # an operator without one, such as flex_attention on the CPU
+                if "backward" not in str(error):  # an operator without a backward, such as flex_attention on the CPU
                     raise
                 with torch.no_grad():
                     return torch.export.export(copy, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -136,7 +139,10 @@ def _from_program(
     name_constants(gm, real)
     left = [name for name, tensor in _stored(gm).items() if isinstance(tensor, FakeTensor)]
     if left:
-        raise CaptureError(f"{', '.join(left[:5])} has no value: a tensor that the model makes while it runs is kept")
+        raise CaptureError(
+            f"{', '.join(left[:5])} has no value: the model stores a tensor that it creates while it runs; create it "
+            "before capture, or register it as a buffer"
+        )
     inline_grad_blocks(gm)
     for graph in graphs(gm):
         spell_out_counts(graph)
@@ -144,7 +150,7 @@ def _from_program(
     inputs = tuple(str(n.target) for n in gm.graph.find_nodes(op="placeholder"))
     top = tuple(getattr(gm.graph._codegen.pytree_info, "orig_args", inputs))  # type: ignore[attr-defined]
     gm._forward_pre_hooks.clear()
-    result = finished(gm, gm, {})
+    result = finish(gm, gm, {})
     binder = None if model is None else call_binder(model.forward, top)
     if binder is not None:
         result.register_forward_pre_hook(binder, with_kwargs=True)
@@ -160,7 +166,7 @@ def _from_program(
     )
     on_disk = {} if model is None else names_on_disk(model)
     guards = tuple(program._guards_code)
-    known = Facts(tuple(result.state_dict()), dict(aliases), ties, on_disk, ranges(program), guards)
+    known = Facts(tuple(result.state_dict()), dict(aliases), ties, on_disk, size_ranges(program), guards)
     remember(result, **vars(known))
     return result
 
@@ -183,12 +189,14 @@ def _advice(error: Exception) -> str:
     text = f"{type(error).__name__} {error}"
     if "DataDependent" in text or "data-dependent" in text or "Could not guard" in text:
         return (
-            "Its Python code branches on a tensor's values. Try: torch.cond, torch.where or an argument that fixes "
-            "the branch; or apply the adapter to the live model with lyc_fx.merge, which captures nothing."
+            "Its Python code branches on a tensor's values. Try torch.cond, torch.where, or an argument that fixes "
+            "the branch; or use lyc_fx.merge on the live model, which needs no capture."
         )
     if "Constraints violated" in text or "specialized" in text:
-        return 'Try dynamic_shapes="auto", which keeps fixed what the model asks for, and example sizes of 2 or more.'
+        return (
+            'Try dynamic_shapes="auto", which fixes sizes where the model requires it, and example sizes of 2 or more.'
+        )
     return (
-        "Try: the inputs that model(*args, **kwargs) takes, on the model's device and in its dtype; "
-        'dynamic_shapes=None; or lyc_fx.merge and "lyc-fx fold", which capture nothing.'
+        "Try inputs that model(*args, **kwargs) takes, on the model's device and in its dtype; "
+        'dynamic_shapes=None; or lyc_fx.merge and "lyc-fx fold", which need no capture.'
     )

@@ -1,6 +1,6 @@
-"""`capture(check=True)`: the program must give what the model gives, on the example itself.
+"""`capture(check=True)`: comparing the results of program and model on the example.
 
-A model may take another path while it is exported (`torch.compiler.is_exporting()`), and nothing in the graph says so.
+A model may take another path while it is exported (`torch.compiler.is_exporting()`), which the graph does not show.
 """
 
 import copy
@@ -21,15 +21,15 @@ from lyc_fx.program import tensors
 from lyc_fx.validation import gap, precision
 
 _CONTAINERS = (dict, OrderedDict, list, set)
-"""Whose elements are put back; not those of subclasses, which may not let themselves be changed"""
+"""The containers whose elements are restored; not subclasses of these, which may forbid changes"""
 
 
 def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise CaptureError, with how far they are apart and where, unless both give the same for the example.
+    """Raise CaptureError, with the size and place of the difference, unless both give the same for the example.
 
-    Both run once, without grad, from one random state, on copies of the inputs; buffers and attributes are put back.
-    Raises CaptureError also for weights without values. A model whose result hangs on a draw passes where the
-    draws differ.
+    Both run once, without grad, from the same random state, on copies of the inputs; buffers and attributes are
+    restored. An output that depends on the random state is accepted, since the program may draw in another order.
+    Raises CaptureError also for weights without values.
     """
     empty = [name for name, tensor in tensors(model).items() if tensor.is_meta]
     if empty:
@@ -48,15 +48,15 @@ def refuse_different(model: nn.Module, gm: GraphModule, args: tuple[Any, ...], k
                 f"the captured program is not the model: on the example, output {number} differs by {apart:.1e} of its "
                 f"norm. {where}The model takes another path while it is exported; find it in its code "
                 "(torch.compiler.is_exporting, is_compiling), or choose another implementation of that part "
-                '(for transformers, attn_implementation="sdpa" or "eager"); check=False captures it as it is'
+                '(for transformers, attn_implementation="sdpa" or "eager"); check=False skips this check'
             )
 
 
 def _leaves(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> list[Any]:
-    """What a module gives for the example, all else as it was."""
+    """Return the flat results of a module for the example, leaving inputs, module and random state unchanged."""
     fresh_args, fresh_kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     devices = {t.device.index or 0 for t in pytree.tree_leaves((args, dict(kwargs))) if _on_gpu(t)}
-    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)), _kept(module):
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)), _restored(module):
         torch.manual_seed(seed)
         found = module(*fresh_args, **fresh_kwargs)
         return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(found)]
@@ -67,8 +67,8 @@ def _on_gpu(value: Any) -> bool:
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
-    """What a run writes to buffers and attributes is undone, and what it adds to attributes, such as hooks."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Restore a model's buffers and attributes at the end, including hooks and other additions to containers."""
     attributes = [vars(module) for module in model.modules()]
     every = [c for own in attributes for c in (own, *own.values()) if type(c) in _CONTAINERS]
     containers = [(container, copy.copy(container)) for container in every]

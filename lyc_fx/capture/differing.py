@@ -1,4 +1,4 @@
-"""Which module of a model computes something else than its captured program."""
+"""Finding the module of a model whose results differ from those in the captured program."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,10 +14,10 @@ from lyc_fx.validation import gap
 def first_differing(
     model: nn.Module, gm: GraphModule, run: Callable[[nn.Module], object], inputs: list[Any], tolerance: float
 ) -> str | None:
-    """The path of the first module, in the order in which they end, whose results do not leave it in the program.
+    """Return the path of the first module, in the order in which they finish, with a result that differs.
 
-    `run` runs a model on the example, and `inputs` is the example as the program's flat inputs. None where all results
-    of modules that the program knows are there, or where only the outermost module's are not.
+    A module's results are compared with the values that leave the same module in the program. `run` runs a model on the
+    example; `inputs` are the example's flat inputs. None if no result differs, except those of the outermost module.
     """
     known: dict[str, list[Tensor]] = {}
     for node, value in values(gm, inputs):
@@ -32,13 +32,13 @@ def first_differing(
 
 
 def _paths(node: Node) -> list[str]:
-    """The modules within which a node was traced, without the calls' marks (`layer@1`)."""
+    """Return the paths of the modules in which a node was traced, without the marks of repeated calls (`layer@1`)."""
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     return [path.partition("@")[0] for path, _ in stack.values() if path]
 
 
 def _results(model: nn.Module, run: Callable[[nn.Module], object]) -> list[tuple[str, list[Tensor]]]:
-    """The tensors that each module gives."""
+    """Run a model and return the tensors that each of its modules returned, by path, in the order of the calls."""
     found: list[tuple[str, list[Tensor]]] = []
 
     def record(path: str) -> Callable[[nn.Module, object, object], None]:

@@ -1,4 +1,4 @@
-"""Which input dimensions may vary, said in few words; and which of them export fixed all the same."""
+"""Dynamic dimensions of inputs: the short notation for them, and warnings for those that export fixed all the same."""
 
 import inspect
 import warnings
@@ -21,13 +21,13 @@ FIXED = "_"
 
 
 class SpecializedDimension(UserWarning):
-    """A dimension that was meant to vary is fixed in the captured program."""
+    """A dimension that was declared dynamic is fixed in the captured program."""
 
 
-def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The example inputs by the parameter of `forward` that they go to, those of `**kwargs` by their own names.
+def bind_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the example inputs by parameter of `forward`; inputs for `**kwargs` by their own names.
 
-    Raises CaptureError.
+    Raises CaptureError if `forward` does not take these inputs.
     """
     try:
         signature = inspect.signature(model.forward)
@@ -40,8 +40,8 @@ def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return bound
 
 
-def spell_out(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Let `forward` name what it takes through `**kwargs`: torch.export loses count of shapes that stand there."""
+def name_kwargs(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Give `forward` a signature that names the inputs for `**kwargs`: torch.export misplaces shapes for these."""
     forward = model.forward
     signature = inspect.signature(forward)
     named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -58,21 +58,21 @@ def spell_out(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     model.forward = spelled
 
 
-def ordered(kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments in the order of `forward`, which is the order of the captured program's inputs."""
+def order_kwargs(kwargs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments in the order of `forward`, which is the order of the captured program's inputs."""
     named = {name: kwargs[name] for name in inputs if name in kwargs}
     return named | {name: value for name, value in kwargs.items() if name not in named}
 
 
 def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any]) -> Any:
-    """The `dynamic_shapes` of `torch.export` for what the user said.
+    """Turn the argument `dynamic_shapes` of `capture` into that of `torch.export`.
 
-    - `None`: every size is fixed; `"auto"`: every dimension of every tensor may vary, where the model lets it;
-    - a mapping from argument to the names of its dimensions, `{"input_ids": "batch sequence"}`; `_` is a
-      dimension that stays fixed; nested inputs take nested mappings;
-    - anything else is handed to torch.export as it is.
+    - `None`: every size is fixed; `"auto"`: every dimension of every tensor may vary, if the model allows it;
+    - a mapping from arguments to the names of their dimensions, `{"input_ids": "batch sequence"}`; `_` is a fixed
+      dimension; nested inputs take nested mappings;
+    - anything else is passed to torch.export unchanged.
 
-    Raises CaptureError for an unknown argument or a text with another number of dimensions.
+    Raises CaptureError for an unknown argument, and for a text with another number of dimensions than the input.
     """
     if shapes is None:
         return None
@@ -102,7 +102,7 @@ def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any] | N
     if len(names) != value.dim():
         raise CaptureError(
             f"dynamic_shapes[{path[0]!r}] = {text!r} names {len(names)} dimensions, the input has {value.dim()}: "
-            f"{tuple(value.shape)}; write _ for one that stays fixed"
+            f"{tuple(value.shape)}; write _ for a fixed dimension"
         )
     return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED} or None
 
@@ -111,7 +111,7 @@ def _nested(value: Any, of_tensor: Any, path: tuple[Any, ...]) -> Any:
     if isinstance(value, Tensor):
         return of_tensor(value, path)
     if type(value) in pytree.SUPPORTED_NODES and type(value) not in pytree.BUILTIN_TYPES:
-        # a cache or a dataclass: torch.export wants the shapes of what it flattens to
+        # A cache or a dataclass: torch.export takes the shapes of its flattened contents.
         return _nested(list(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0]), of_tensor, path)
     if isinstance(value, Mapping):
         return {name: _nested(inner, of_tensor, (*path, name)) for name, inner in value.items()}
@@ -129,10 +129,10 @@ def _at(shapes: Any, path: tuple[Any, ...]) -> Any:
     return shapes
 
 
-def ranges(program: ExportedProgram) -> dict[str, Range]:
-    """Of the sizes of an exported program's inputs, as whoever exported it said, or as the model's code allows.
+def size_ranges(program: ExportedProgram) -> dict[str, Range]:
+    """Return the range of each dynamic size of an exported program, by symbol.
 
-    Numbers that the model reads out of tensors are symbols too; these may have no lower bound.
+    Numbers that the model reads from tensors are symbols too; they are left out if they have no lower bound.
     """
     found = {}
     for symbol, bounds in program.range_constraints.items():
@@ -143,13 +143,13 @@ def ranges(program: ExportedProgram) -> dict[str, Range]:
 
 
 def warn_of_specialized(gm: GraphModule, shapes: Any, *, small: bool) -> None:
-    """Warn with the name of each dimension that was to vary and that the captured program fixed.
+    """Warn, naming each dimension that was declared dynamic in `shapes` and is fixed in the captured program.
 
-    With `small` only of those that the example made fixed by having size 1 or 0 there.
+    With `small`, only of those for which the example has size 1 or 0.
     """
     wanted, inputs = _leaves(shapes), list(gm.graph.find_nodes(op="placeholder"))
     if len(wanted) != len(inputs):
-        return  # shapes in another form of torch.export, which says itself what it cannot keep
+        return  # shapes in another form of torch.export's, for which torch.export itself reports such dimensions
     fixed = []
     for spec, node in zip(wanted, inputs, strict=True):
         value = node.meta.get("val")
@@ -161,15 +161,15 @@ def warn_of_specialized(gm: GraphModule, shapes: Any, *, small: bool) -> None:
             ]
     if fixed:
         warnings.warn(
-            f"these sizes stay fixed in the captured program: {', '.join(fixed)}. The model's weights or its code "
-            "ask for them, or the example has size 1 or 0 there (use 2 or more).",
+            f"these sizes are fixed in the captured program: {', '.join(fixed)}. The model's weights or its code "
+            "require them, or the example has size 1 or 0 there (use 2 or more).",
             SpecializedDimension,
             stacklevel=3,
         )
 
 
 def _leaves(shapes: Any) -> list[Any]:
-    """One spec per flat input, in the order of the inputs."""
+    """Return one spec per flat input, in the order of the inputs."""
     if not isinstance(shapes, (Mapping, list, tuple)):
         return [shapes]
     if shapes and isinstance(shapes, Mapping) and all(isinstance(key, int) for key in shapes):

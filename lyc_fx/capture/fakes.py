@@ -1,4 +1,4 @@
-"""A copy of a model whose parameters and buffers are fake, so that capture needs neither memory nor time."""
+"""Copying a model with fake parameters and buffers, so that capture needs little memory and time."""
 
 import copy
 from typing import Any
@@ -13,10 +13,11 @@ from lyc_fx.errors import CaptureError
 
 
 def fake_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, FakeTensorMode]:
-    """The model with fake tensors of the same dtypes on the same devices (`device` for those on meta).
+    """Return a copy of a model with fake tensors of the same dtypes and devices, and their fake mode.
 
-    Ties stay ties. Every floating parameter requires grad in the copy, so that no fused inference path is taken.
-    Raises CaptureError for a model that cannot be copied.
+    Tensors on the meta device are on `device` in the copy. Tied tensors stay tied. Every floating-point parameter
+    requires grad in the copy, so that the model takes no fused inference path. Raises CaptureError for a model that
+    cannot be copied.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
@@ -33,7 +34,7 @@ def fake_copy(model: nn.Module, device: torch.device) -> tuple[nn.Module, FakeTe
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied for capture ({type(error).__name__}: {error}). "
-            "Remove what it holds that copy.deepcopy refuses (open files, locks, hooks bound to other objects)."
+            "Remove attributes that copy.deepcopy refuses (open files, locks, hooks bound to other objects)."
         ) from error
 
 
@@ -45,7 +46,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def device_of(model: nn.Module, inputs: Any) -> torch.device:
-    """Where the program will run: the device of the inputs, else of the parameters, else the CPU."""
+    """Return where the program will run: the device of the inputs, else of the parameters, else the CPU."""
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     devices = [t.device for t in (*tensors, *model.parameters()) if t.device.type != "meta"]
     return devices[0] if devices else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What capture is given in the wrong place, said before torch.export makes something else of it."""
+"""Checking the arguments of `capture`, before torch.export misreads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lyc_fx.errors import CaptureError
-from lyc_fx.foreign import refusal
+from lyc_fx.foreign import capture_refusal
 
 
 def refuse_misplaced(model: Any, args: Any, kwargs: Any) -> None:
-    """Raise CaptureError for what is no model, or has foreign weights; for a bare input instead of a tuple, and shapes
-    instead of kwargs."""
+    """Raise CaptureError for arguments that `capture` does not take.
+
+    Such as: an object that is not a model, a model with foreign weights, an input that is not in a tuple, and shapes in
+    the place of kwargs.
+    """
     if isinstance(model, ExportedProgram):
         return
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes an nn.Module or an ExportedProgram, not {type(model).__name__}")
-    if (reason := refusal(model)) is not None:
+    if (reason := capture_refusal(model)) is not None:
         raise CaptureError(reason)
     if isinstance(args, Tensor):  # which is a sequence of its rows
         shape = tuple(args.shape)

@@ -1,4 +1,4 @@
-"""What a captured program was specialized to is checked at each call, in words."""
+"""Checking at each call of a captured program that the inputs fit what it was specialized to."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -6,7 +6,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lyc_fx.capture.outputs import baked
+from lyc_fx.capture.outputs import baked_constants
 from lyc_fx.errors import CaptureError
 
 
@@ -14,8 +14,9 @@ from lyc_fx.errors import CaptureError
 class InputGuards:
     """A forward pre-hook that runs the guards of `torch.export` on the inputs of a call.
 
-    `constants` are the Python values inside the example's objects (`outputs.baked`); a call must have the same.
-    `inputs` are the flat inputs by name, and whether each is a tensor: torch.export has no guard for that.
+    `constants` are the Python values inside the example's objects (`outputs.baked_constants`); a call must have the
+    same. `inputs` are the names of the flat inputs, each with whether it is a tensor: torch.export has no guard for
+    that.
     """
 
     def __init__(
@@ -33,18 +34,18 @@ class InputGuards:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         values = list(args) + [kwargs[name] for name in self._names[len(args) :] if name in kwargs]
         if len(values) != len(self._names):
-            return  # the call itself says which argument is missing
-        for (name, wanted), (_, given) in zip(self._constants, baked(values), strict=False):
+            return  # the call itself reports the missing argument
+        for (name, wanted), (_, given) in zip(self._constants, baked_constants(values), strict=False):
             if given != wanted:
-                raise CaptureError(f"{name} is {given}; the program was captured with {wanted}: capture it again.")
+                raise CaptureError(f"{name} is {given}; the program was captured with {wanted}: capture it again")
         leaves = pytree.tree_leaves(values)
         for leaf, (name, tensor) in zip(leaves, self._inputs, strict=False):
             if isinstance(leaf, Tensor) != tensor:
                 now, then = type(leaf).__name__, "a tensor" if tensor else "no tensor (None, or a Python value)"
-                raise CaptureError(f"{name} is a {now}, and was {then} in the capture: capture it again so")
+                raise CaptureError(f"{name} is a {now}, and was {then} in the capture: capture again with it")
         try:
             self._guards(*leaves)
         except (AssertionError, RuntimeError) as error:
             raise CaptureError(
-                f"{error}. The program was captured for other inputs: capture with dynamic_shapes, or again."
+                f"{error}. The program was captured for other inputs: capture again with these, or with dynamic_shapes."
             ) from error

@@ -1,4 +1,4 @@
-"""Training or evaluation: which of the two a program was captured in is part of its graph."""
+"""Training and evaluation mode: the mode in which a program was captured is part of its graph."""
 
 from collections.abc import Mapping
 from typing import Any, final
@@ -14,7 +14,7 @@ _WORDS = ("dropout", "batch_norm", "instance_norm", "rrelu")
 
 @final
 class ModeGuard:
-    """A forward pre-hook that refuses a program whose `.train()` or `.eval()` was called: it changes no graph."""
+    """A forward pre-hook that raises if `.train()` or `.eval()` was called on a program, since it changes no graph."""
 
     def __init__(self, *, training: bool) -> None:
         self._training = training
@@ -24,21 +24,22 @@ class ModeGuard:
             mode, asked = ("training", "eval()") if self._training else ("evaluation", "train()")
             raise CaptureError(
                 f"the program was captured in {mode} mode, and .{asked} does not change a graph: capture model.{asked} "
-                f"again, or take .{asked} back"
+                f"instead, or undo .{asked}"
             )
 
 
 def evaluates(gm: GraphModule) -> None:
-    """Let a program's guard know that it has become one for evaluation."""
+    """Replace a program's guard by one for evaluation mode."""
     for key, hook in list(gm._forward_pre_hooks.items()):
-        if isinstance(hook, ModeGuard):  # which other programs share
+        if isinstance(hook, ModeGuard):  # replaced, not changed: other programs share it
             gm._forward_pre_hooks[key] = ModeGuard(training=False)
 
 
 def mode_matters(model: nn.Module) -> bool:
-    """Whether a module may compute otherwise in training: its class asks for `training`, or its graph draws or learns.
+    """Return whether a module may compute something else in training mode.
 
-    torch's own base class sets the flag and does not count.
+    That is so if the code of a class reads `training` (apart from `nn.Module`, which sets it), or if a graph has an
+    operator such as dropout or batch norm.
     """
     if isinstance(model, GraphModule):
         return any(

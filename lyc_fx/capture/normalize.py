@@ -1,4 +1,4 @@
-"""From what `torch.export` leaves to the form that every pass relies on."""
+"""Normalizing the graph that `torch.export` returns, to the form that every pass relies on."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _GRAD_BLOCK = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def inline_grad_blocks(gm: GraphModule) -> None:
-    """Replace `with torch.no_grad():` blocks by their nodes; results of one without grad are detached."""
+    """Replace the subgraphs of `with torch.no_grad():` blocks by their nodes, and detach their results."""
     while blocks := [n for n in gm.graph.nodes if n.op == "call_function" and n.target is _GRAD_BLOCK]:
         for block in blocks:
             _inline(gm, block)
@@ -30,8 +30,8 @@ def _inline(gm: GraphModule, block: Node) -> None:
     values: dict[Node, Any] = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     given = list(values)
     if not enabled and any(writes(node) for node in inner.graph.nodes):
-        # What is written under no_grad leaves no record: it is written through detached views. What a block with grad
-        # inside it reads keeps its record.
+        # Writes under no_grad are not recorded by autograd, so they go through detached views; except for inputs that
+        # are used by a nested block with grad, which needs the record.
         with gm.graph.inserting_before(block):
             for name, value in values.items():
                 if not any(user.target is _GRAD_BLOCK for user in name.users):
@@ -54,7 +54,7 @@ def _inline(gm: GraphModule, block: Node) -> None:
 
 
 def writes(node: Node) -> bool:
-    """Whether an operator changes one of its arguments."""
+    """Return whether a node's operator changes one of its arguments in place."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
@@ -72,11 +72,11 @@ def _detached(graph: Graph, node: Any) -> Any:
 
 
 def name_weights_by_use(gm: GraphModule, module_aliases: dict[str, str]) -> None:
-    """Let each use of a tied tensor read it under the name of the module that was called there.
+    """Make each use of a tied tensor read it by the name in the module that uses it.
 
-    Export reads a tied tensor everywhere under its last name; adapters address one module. A use whose module
-    holds none of the names keeps the name that export chose. Nodes that read a tensor nobody uses are dropped:
-    the module keeps the tensor.
+    Export reads a tied tensor everywhere by its last name, but adapters are for one module. A use in a module that has
+    none of the names keeps the name that export chose. Nodes that read an unused tensor are removed; the module keeps
+    the tensor.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
@@ -113,11 +113,11 @@ def _name(user: Node, given: str, group: list[str]) -> str:
 
 
 def _module(name: str) -> str:
-    """The path of the module that computes with a tensor: `fc` of `fc.weight`, and of what its weight is made from."""
+    """Return the path of the module that a tensor belongs to: `fc`, for `fc.weight` and for its parametrizations."""
     return f".{name.rpartition('.')[0]}".partition(".parametrizations.")[0].removeprefix(".")
 
 
-def finished(gm: GraphModule, source: nn.Module, meta: dict[str, Any]) -> GraphModule:
-    """A plain GraphModule of the normalized graph, with all of the source's tensors."""
+def finish(gm: GraphModule, source: nn.Module, meta: dict[str, Any]) -> GraphModule:
+    """Make a plain GraphModule of the normalized graph, with all tensors of `source`."""
     gm.graph.lint()
     return rebuilt(source, gm.graph, meta=meta)

@@ -1,4 +1,4 @@
-"""`x.numel()` of varying sizes as the product of these sizes: dynamo has no sym_numel, and breaks the graph at it."""
+"""Replacing `x.numel()` by the product of sizes: dynamo does not support sym_numel, and breaks the graph at it."""
 
 import operator
 from functools import reduce
@@ -11,7 +11,7 @@ aten = torch.ops.aten
 
 
 def spell_out_counts(graph: Graph) -> int:
-    """Replace each count of elements by sizes times sizes. Returns how many there were."""
+    """Replace each count of elements by a product of sizes. Returns how many were replaced."""
     counts = [n for n in graph.find_nodes(op="call_function", target=aten.sym_numel.default)]
     for count in counts:
         with graph.inserting_before(count):

@@ -1,7 +1,7 @@
-"""Objects that a model takes or returns, such as caches and dataclasses, made known to torch's pytrees.
+"""Registering the classes of objects that a model takes or returns, such as caches, with torch's pytrees.
 
-Export flattens inputs and outputs to tensors, and refuses classes that nobody registered. Libraries return
-such objects by default (`DynamicCache`, `EncoderDecoderCache`), so they are registered as they are met.
+Export flattens inputs and outputs to tensors, and refuses classes that are not registered. Libraries return such
+objects by default (`DynamicCache`, `EncoderDecoderCache`), so their classes are registered when they are first seen.
 """
 
 import copy
@@ -18,9 +18,9 @@ _REGISTERED: set[type] = set()
 
 
 def register(value: Any, *, inputs: bool = False) -> None:
-    """Register the class of every object in `value` that holds tensors and that pytrees take for a leaf.
+    """Register the class of every object in `value` that holds tensors and is a leaf to pytrees.
 
-    Of `inputs` also those that hold none yet, such as a new cache, which export would refuse.
+    With `inputs`, register objects without tensors too, such as an empty cache, which export would refuse.
     """
     for leaf in _leaves(value):
         if isinstance(leaf, _PLAIN) or not hasattr(leaf, "__dict__") or callable(leaf):
@@ -30,10 +30,10 @@ def register(value: Any, *, inputs: bool = False) -> None:
             _register(type(leaf))
 
 
-def example(inputs: Any, device: torch.device) -> Any:
-    """A copy of inputs that a trace may change: models write to the caches that they are given.
+def copy_example(inputs: Any, device: torch.device) -> Any:
+    """Copy inputs, so that tracing may change them: models write to caches that they are given.
 
-    Those on meta become tensors of `device`, where the program will run.
+    Tensors on the meta device are on `device` in the copy.
     """
     views = {id(leaf): leaf.detach() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
     copied = copy.deepcopy(inputs, views)
@@ -42,16 +42,16 @@ def example(inputs: Any, device: torch.device) -> Any:
     )
 
 
-def baked(value: Any) -> list[tuple[str, Any]]:
-    """Python values in registered objects, by name: export takes them for constants and does not guard them."""
+def baked_constants(value: Any) -> list[tuple[str, Any]]:
+    """Return the Python values in registered objects, with names: export makes them constants, without guards."""
     if isinstance(value, (list, tuple)):
-        return [pair for inner in value for pair in baked(inner)]
+        return [pair for inner in value for pair in baked_constants(inner)]
     if isinstance(value, Mapping):
-        return baked(list(value.values()))
+        return baked_constants(list(value.values()))
     if type(value) not in _REGISTERED:
         return []
     here = [(f"{type(value).__name__}.{n}", copy.deepcopy(v)) for n, v in vars(value).items() if _is_plain(v)]
-    return here + baked(list(vars(value).values()))
+    return here + baked_constants(list(vars(value).values()))
 
 
 def _is_plain(value: Any) -> bool:
@@ -59,7 +59,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """Leaves as pytrees see them, but registered objects whole: they may hold others that nobody registered."""
+    """Return the leaves of a pytree, with registered objects as leaves: they may hold objects of other classes."""
     return pytree.tree_leaves(value, is_leaf=lambda inner: type(inner) in _REGISTERED)
 
 
@@ -82,7 +82,7 @@ def _register(cls: type) -> None:
 
 
 class _Context:
-    """What an object holds besides tensors. Two are equal if they have the same tensor attributes."""
+    """The attributes of an object without tensors. Two are equal if their objects have the same tensor attributes."""
 
     def __init__(self, names: tuple[str, ...], rest: dict[str, Any]) -> None:
         self.names, self.rest = names, rest
@@ -107,7 +107,7 @@ def _split(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _varies(leaf: Any) -> bool:
-    """Tensors, and what a trace computes from their sizes, such as how many tokens a cache has seen."""
+    """Return whether a leaf is a tensor, or a number computed from sizes, such as how many tokens a cache has seen."""
     return isinstance(leaf, (Tensor, torch.SymInt))
 
 
@@ -118,6 +118,6 @@ def _flatten(value: Any) -> tuple[list[Any], _Context]:
 
 def _unflatten(cls: type[Any], values: Iterable[Any], context: _Context) -> Any:
     made = object.__new__(cls)
-    made.__dict__.update(copy.deepcopy(context.rest))  # a model may write to what it is given
+    made.__dict__.update(copy.deepcopy(context.rest))  # a model may change the objects that it is given
     made.__dict__.update(zip(context.names, values, strict=True))
     return made

@@ -1,4 +1,4 @@
-"""Which tensors of an exported program are one, and which are the model's own: it keeps names, and no objects."""
+"""Recovering which tensors of an exported program are the same: the program has names, but no tensor identities."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 
-def retied(program: ExportedProgram) -> dict[str, Tensor]:
-    """Its parameters and buffers by every name, one object for all that are the same stretch of memory.
+def tie_by_memory(program: ExportedProgram) -> dict[str, Tensor]:
+    """Return a program's parameters and buffers by every name, with one object for all names of the same memory.
 
-    A strict export reads a tied tensor under one of its names only; the others are in the state dict all the same.
+    A strict export reads a tied tensor by only one of its names, but the state dict has all of them.
     """
     found: dict[str, Tensor] = {}
     first: dict[Any, Tensor] = {}
@@ -23,7 +23,7 @@ def retied(program: ExportedProgram) -> dict[str, Tensor]:
 
 
 def _place(tensor: Tensor) -> Any:
-    """Where a tensor lies in memory, and how; None where it has none of its own."""
+    """Return a value that identifies a tensor's memory, dtype and layout; None if it has no memory."""
     if isinstance(tensor, FakeTensor) or tensor.is_meta or not tensor.numel():
         return None
     try:
@@ -33,10 +33,10 @@ def _place(tensor: Tensor) -> Any:
 
 
 def name_constants(gm: GraphModule, real: Mapping[str, Tensor]) -> None:
-    """Give each constant that is the model's own memory the model's name for it.
+    """Rename each constant of the graph that is one of the model's tensors to the model's name for it.
 
-    A forward, hook or attribute that closes over the model reads the model itself, not the copy that is traced: its
-    weights come out as constants without a name, and no adapter would find them.
+    A forward, hook or attribute that refers to the model by a closure reads the model itself, not the copy that is
+    traced. Such weights become constants without the model's names, and adapters could not be matched to them.
     """
     own: dict[Any, str] = {}
     for name, tensor in real.items():

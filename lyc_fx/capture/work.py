@@ -1,4 +1,4 @@
-"""Whether running a captured program once costs little beside its capture."""
+"""Estimating whether running a captured program once takes little time compared to its capture."""
 
 from math import prod
 
@@ -11,18 +11,18 @@ from torch.utils import _pytree as pytree
 from lyc_fx.layers import graphs, sites
 
 _LITTLE = 1e10
-"""Multiplications: about a second on two cores, where the capture of a program with so many takes several"""
+"""Multiplications that take about a second on two cores; capturing a program with so many takes several seconds"""
 
 
 def runs_quickly(gm: GraphModule, inputs: object) -> bool:
-    """Whether all weights and inputs have values, and the layers need few multiplications at the example's sizes."""
+    """Return whether all weights and inputs have values, and layers need few multiplications at the example's sizes."""
     given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     empty = any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in (*gm.state_dict().values(), *given))
     return not empty and _multiplications(gm) <= _LITTLE
 
 
 def _multiplications(gm: GraphModule) -> int:
-    """Of linear and convolution layers: each element of a weight once for every position of the output."""
+    """Count the multiplications of linear and convolution layers: weight elements times output positions."""
     found = 0
     for graph in graphs(gm):
         for site in sites(graph):
@@ -34,5 +34,5 @@ def _multiplications(gm: GraphModule) -> int:
 
 
 def _captured(size: int | torch.SymInt) -> int:
-    """A size in the example; 2 where only a run knows it."""
+    """Return a size in the example; 2 for a size that is known only at run time."""
     return size if isinstance(size, int) else int(size.node.hint or 2)

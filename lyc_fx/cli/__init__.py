@@ -1,4 +1,4 @@
-"""The command line. One command per file, each with a function `command`, which alone imports what needs torch."""
+"""The command line. Each command has a file with a function `command`, and only that function imports torch."""
 
 import signal
 import sys
@@ -18,7 +18,7 @@ app = typer.Typer(
     cls=ReportsErrors,
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain messages: boxes cut paths where one wants to copy them
+    rich_markup_mode=None,  # plain messages: boxes would break paths that one wants to copy
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,7 +45,7 @@ def _top(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line: the entry point of `lyc-fx`."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # clean up on `kill`, or a closed terminal, as on Ctrl-C
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
@@ -53,7 +53,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name, or a terminal, may not be UTF-8
-    warnings.showwarning = _show_warning  # type: ignore[assignment]  # mypy takes *args for none
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # mypy does not accept *args here
     try:
         app(prog_name="lyc-fx")
     except SystemExit as end:

@@ -13,7 +13,7 @@ from lyc_fx.cli.progress import working
 from lyc_fx.cli.renaming import Rename, renamed
 
 if TYPE_CHECKING:
-    from lyc_fx.convert import Made
+    from lyc_fx.convert import ConvertedAdapter
 
 
 class To(Enum):
@@ -65,7 +65,7 @@ def command(
         typer.echo(f"wrote {out}")
 
 
-def _data(made: "Made") -> dict[str, Any]:
+def _data(made: "ConvertedAdapter") -> dict[str, Any]:
     return {
         "module": made.module,
         "parameter": made.leaf,
@@ -78,7 +78,7 @@ def _data(made: "Made") -> dict[str, Any]:
     }
 
 
-def _summary(modules: "tuple[Made, ...]") -> list[str]:
+def _summary(modules: "tuple[ConvertedAdapter, ...]") -> list[str]:
     """`40 modules: 30 as they were, 10 low rank`, and each error of an approximation."""
     count = Counter(" and ".join(made.how) or "as they were" for made in modules)
     lines = [f"{len(modules)} modules: " + ", ".join(f"{number} {how}" for how, number in count.most_common())]

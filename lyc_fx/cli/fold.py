@@ -1,4 +1,4 @@
-"""`lyc-fx fold`: adapters into a checkpoint."""
+"""`lyc-fx fold`: folding adapters into a checkpoint."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from lyc_fx.allocator import keep_freed_memory
+from lyc_fx.allocator import retain_freed_memory
 from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.cli.renaming import Rename, renamed
-from lyc_fx.folding.ahead import begin
+from lyc_fx.folding.ahead import read_ahead
 
 if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet
     from lyc_fx.report import Report
 
 _NAMED = 5
-"""How many unused keys are listed; --json lists all"""
+"""How many unused keys a warning names; --json lists all"""
 
 
 def command(
@@ -32,76 +32,89 @@ def command(
     ],
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER[@STRENGTH]...", help="Adapter files; a.safetensors@0.5 has half its effect."),
+        typer.Argument(
+            metavar="ADAPTER[@STRENGTH]...", help="Adapter files; a.safetensors@0.5 applies it at half strength."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="OUT", help="Where the merged one goes; for a folder a new folder."),
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="The merged checkpoint: a file, or a new folder if BASE is a folder."
+        ),
     ] = None,
     strength: Annotated[float, typer.Option(metavar="FACTOR", help="Multiplies the strength of every adapter.")] = 1.0,
     strict: Annotated[
-        bool, typer.Option("--strict/--no-strict", help="Whether a key that finds no weight is an error.")
+        bool, typer.Option("--strict/--no-strict", help="Whether a key that matches no weight is an error.")
     ] = True,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Take only modules whose name in the file matches.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Apply only modules whose name in the file matches.")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave out modules whose name in the file matches.")
     ] = None,
     block: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=FACTOR", help="Factor for weights whose name in BASE matches; the first counts."),
+        typer.Option(
+            metavar="PATTERN=FACTOR", help="Strength factor of weights whose name in BASE matches; the first counts."
+        ),
     ] = None,
     rename: Rename = None,
     config: Config = None,
     alpha: Alpha = None,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Apply each adapter to what those before it left, not to the base.")
+        bool, typer.Option("--sequential", help="Apply each adapter to the result of those before it, not to the base.")
     ] = False,
     convention: Annotated[
-        Convention, typer.Option(help="What strengths between 0 and 1 mean to DoRA and to rescaled OFT.")
+        Convention, typer.Option(help="What strengths between 0 and 1 mean for DoRA and rescaled OFT.")
     ] = Convention.interpolate,
     transposed: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Weights stored (in, out), as in GPT-2's Conv1D; !PATTERN: not."),
+        typer.Option(
+            metavar="PATTERN", help="Weights stored as (in, out), as in GPT-2's Conv1D; !PATTERN: as (out, in)."
+        ),
     ] = None,
     component: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Of components with the same names, such as transformer_2, the one meant."),
+        typer.Option(
+            metavar="NAME", help="Which of several components with the same parameter names, such as transformer_2."
+        ),
     ] = None,
     allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Merge also into weights of BASE that hold NaN or infinity.")
+        bool, typer.Option("--allow-nonfinite", help="Accept weights of BASE that hold NaN or infinity.")
     ] = False,
-    dtype: Annotated[DType | None, typer.Option(help="Another dtype for all weights; else each keeps its own.")] = None,
-    rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or to either neighbour by chance.")] = (
+    dtype: Annotated[
+        DType | None, typer.Option(help="Convert all floating-point weights; by default each keeps its dtype.")
+    ] = None,
+    rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or up or down at random.")] = (
         Rounding.nearest
     ),
-    seed: Annotated[int, typer.Option(help="Of --rounding stochastic.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of --rounding stochastic.")] = 0,
     memory: Annotated[
-        int, typer.Option(metavar="MIB", min=1, help="MiB that blocks in work and results may need.")
+        int, typer.Option(metavar="MIB", min=1, help="Limit for blocks being merged and waiting results, in MiB.")
     ] = 512,
     verify: Annotated[bool, typer.Option("--verify", help="Read the output back from the disk, and compare.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Of a folder: keep finished shards when interrupted, and go on from them.")
+        bool,
+        typer.Option("--resume", help="For a folder: if interrupted, keep finished shards, and continue from them."),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Do all but write, with the same checks and errors; needs no OUT."),
+        typer.Option("--dry-run", help="Do everything except writing, with the same checks and errors; needs no OUT."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT where it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no report, progress or notes.")] = False,
 ) -> None:
-    """Fold adapters into a checkpoint: same keys, shapes and dtypes, merged weights."""
+    """Fold adapters into a checkpoint: merge the weights, and keep all keys, shapes and dtypes."""
     wanted = [Wanted.parse(text) for text in adapters]
     blocks = dict(parse_block(text) for text in block or [])
-    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # under torchrun the first rank speaks for all
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0  # under torchrun only the first rank prints
     started = perf_counter()
     if out is None and not dry_run:
-        raise typer.BadParameter("--out/-o says where the merged one goes; --dry-run needs none")
+        raise typer.BadParameter("give the output with --out/-o; only --dry-run needs none")
     with working("loading the adapters", quiet=quiet):
-        begin(base)  # the import of torch takes a second
-        keep_freed_memory()
+        read_ahead(base)  # while torch is imported, which takes a second
+        retain_freed_memory()
         import torch
 
         from lyc_fx import fold_checkpoint, load
@@ -116,7 +129,7 @@ def command(
             free(out, [base, *(each.path for each in wanted)], folder=is_folder(base), force=force)
     size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingChanged)  # it is said below
+        warnings.simplefilter("ignore", NothingChanged)  # printed below
         report = fold_checkpoint(
             base,
             [(file, value * strength) for file, value in stack],
@@ -152,7 +165,7 @@ def command(
 
 
 def _bytes(path: Path) -> int | None:
-    """Of a file, or of the weights in a folder; None where it is not there."""
+    """Return the size of a file, or of the weights in a folder; None if it does not exist."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
     return path.stat().st_size if path.is_file() else None
@@ -161,7 +174,10 @@ def _bytes(path: Path) -> int | None:
 def _chosen(
     given: "Sequence[tuple[AdapterSet, float]]", only: Sequence[str], exclude: Sequence[str]
 ) -> list[tuple["AdapterSet", float]]:
-    """The chosen part of each file. Raises BadAdapter for a pattern that no module matches, which is a typing error."""
+    """Return the modules of each file that --only and --exclude leave.
+
+    Raises BadAdapter for a pattern that no module matches, which is probably misspelt, and if no module is left.
+    """
     from lyc_fx.errors import BadAdapter
 
     files = [file for file, _ in given]
@@ -177,7 +193,7 @@ def _chosen(
 
 
 def _summary(report: "Report") -> str:
-    """`40 adapters on 37 weights: 37 loha, 3 locon`"""
+    """Return a line such as `40 adapters on 37 weights: 37 loha, 3 locon`."""
     count = Counter(row.algorithm for row in report.applied)
     weights = len({row.target for row in report.applied})
     kinds = ", ".join(f"{number} {name}" for name, number in count.most_common())

@@ -1,4 +1,4 @@
-"""`lyc-fx inspect`: what an adapter file holds, layer by layer."""
+"""`lyc-fx inspect`: listing what an adapter file holds, layer by layer."""
 
 import json
 from collections import Counter
@@ -15,14 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lyc_fx.cli.arguments import Alpha, Config
-from lyc_fx.cli.partial import end, read_in_part
+from lyc_fx.cli.partial import exit_with, load_sound
 from lyc_fx.cli.progress import working
 
 if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet, Entry
 
 _LONGEST = 200
-"""Characters of a metadata value; --json has all of it"""
+"""How many characters of a metadata value are shown; --json shows all"""
 
 
 @final
@@ -50,12 +50,12 @@ class Layer:
     rank: int | None
     alpha: float | None
     scale: float
-    """What the product of the factors is multiplied by at strength 1"""
+    """The factor on the adapter's product at strength 1"""
     factors: tuple[Factor, ...]
 
     @classmethod
     def of(cls, entry: "Entry") -> Self:
-        """What there is to say of one entry of an adapter set."""
+        """Describe one entry of an adapter set."""
         adapter = entry.adapter
         factors = tuple(
             Factor(
@@ -73,11 +73,11 @@ class Layer:
 
     @property
     def bytes(self) -> int:
-        """Size of all factors."""
+        """The size of all factors."""
         return sum(factor.bytes for factor in self.factors)
 
     def row(self) -> dict[str, str]:
-        """The cells of the table, under their headings."""
+        """Return the cells of the table by their headings."""
         return {
             "layer": self.module if self.parameter == "weight" else f"{self.module} ({self.parameter})",
             "algorithm": f"{self.algorithm} ({self.variant})" if self.variant else self.algorithm,
@@ -94,17 +94,17 @@ def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An adapter, a .safetensors file.")],
     config: Config = None,
     alpha: Alpha = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """List an adapter file's layers: algorithm, rank, alpha, effective scale, factors, their norms and sizes."""
     with working("reading the adapter", quiet=as_json):
-        adapters, broken = read_in_part(file, config, alpha)
+        adapters, broken = load_sound(file, config, alpha)
         layers = [Layer.of(entry) for entry in adapters.entries]
     if as_json:
         typer.echo(json.dumps(_data(adapters, layers), indent=1))
     else:
         _print(adapters, layers)
-    end(broken, complete=not adapters.unread)
+    exit_with(broken, complete=not adapters.unread)
 
 
 def _totals(layers: list[Layer]) -> dict[str, object]:
@@ -126,7 +126,7 @@ def _data(adapters: "AdapterSet", layers: list[Layer]) -> dict[str, object]:
 
 
 class _Console(Console):
-    """Leaves a closed pipe to the command line: rich ends with an error."""
+    """A console that leaves a closed pipe to `ReportsErrors`; rich would exit with an error."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -145,7 +145,7 @@ def _print(adapters: "AdapterSet", layers: list[Layer]) -> None:
     else:
         from lyc_fx.report import table
 
-        for line in table(rows):  # one line per layer, whatever its length, for grep
+        for line in table(rows):  # one line per layer, however long, so that grep finds whole layers
             console.print(Text(line))
     kinds = Counter(layer.algorithm for layer in layers).most_common()
     said = ", ".join(f"{count} {name}" for name, count in kinds)

@@ -1,4 +1,4 @@
-"""Showing what is sound in a broken file, and ending as it deserves."""
+"""Reading the sound part of a broken adapter file, and exiting with the right code."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from lyc_fx.adapters import AdapterSet
 
 
-def read_in_part(path: Path, config: Path | None, alpha: float | None) -> tuple["AdapterSet", str | None]:
-    """The adapters of a file that can be used, and what is wrong with the others. Raises as `load` where none can."""
+def load_sound(path: Path, config: Path | None, alpha: float | None) -> tuple["AdapterSet", str | None]:
+    """Load the adapters of a file that can be used. Returns them, and the error for the others, or None.
+
+    Raises as `load` if no adapter can be used.
+    """
     from lyc_fx import load
     from lyc_fx.adapters import AdapterSet
     from lyc_fx.errors import BadModules
@@ -24,8 +27,8 @@ def read_in_part(path: Path, config: Path | None, alpha: float | None) -> tuple[
         return sound, str(error)
 
 
-def end(broken: str | None, *, complete: bool) -> None:
-    """Exit with 1 where modules are broken, which is said, or where keys have no effect."""
+def exit_with(broken: str | None, *, complete: bool) -> None:
+    """Print the error for broken modules, if any. Exit with 1 if there is one, or if not `complete`."""
     if broken is not None:
         typer.echo(f"error: {broken}", err=True)
     if broken is not None or not complete:

@@ -1,4 +1,4 @@
-"""Progress on stderr, for whatever takes longer than a second. Nothing where stderr is no terminal."""
+"""Progress on stderr for anything that takes longer than a second. Nothing is shown if stderr is not a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ from rich.progress import (
 )
 
 _SHOWN = 32
-"""Letters of a weight's name that are shown: its end"""
+"""How many characters of a weight's name are shown, from its end"""
 _DELAY = 1.0
 """Seconds before anything is shown"""
 
 
 @contextmanager
 def working(text: str, *, quiet: bool = False) -> Iterator[None]:
-    """A spinner, while something runs whose length is not known."""
+    """Show a spinner while something of unknown length runs."""
     with _later(quiet, SpinnerColumn(), _text(), TimeElapsedColumn()) as progress:
         progress.add_task(text, total=None)
         yield
@@ -34,7 +34,7 @@ def working(text: str, *, quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def counting_bytes(text: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
-    """A bar with bytes and rate; yields what to call with a name and a number of bytes that are done."""
+    """Show a bar with bytes and rate. Yields a function to call with a name and a number of further bytes done."""
     with _later(
         quiet, _text(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     ) as progress:
@@ -48,7 +48,7 @@ def counting_bytes(text: str, total: int | None, *, quiet: bool = False) -> Iter
 
 @contextmanager
 def counting(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over a number of things; yields what to call with how many more are done."""
+    """Show a bar over a number of items. Yields a function to call with how many more are done."""
     with _later(False, _text(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
         task = progress.add_task(text, total=total)
         yield lambda count: progress.advance(task, count)

@@ -1,4 +1,4 @@
-"""`--rename OLD=NEW`: other names for the modules of adapter files."""
+"""The option `--rename OLD=NEW`, which renames the modules of adapter files."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
 Rename = Annotated[
     list[str] | None,
-    typer.Option(metavar="OLD=NEW", help="In the files' names of modules, put NEW for these whole segments."),
+    typer.Option(metavar="OLD=NEW", help="Replace these whole segments by NEW in the files' module names."),
 ]
 
 
 def renamed(files: "Sequence[AdapterSet]", wanted: Sequence[str] | None) -> "list[AdapterSet]":
-    """The files with other names. Raises BadAdapter where an OLD is in none of them, or two names become one."""
+    """Rename the modules of all files. `wanted` are the texts OLD=NEW.
+
+    Raises BadAdapter if an OLD occurs in none of the files, or if two names would become the same.
+    """
     from lyc_fx.errors import BadAdapter
     from lyc_fx.renaming import matches
 

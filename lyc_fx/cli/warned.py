@@ -1,4 +1,4 @@
-"""Warnings on the command line: one line each, and one for all that say the same of several modules."""
+"""Warnings on the command line: one line each, and only one for the same warning about several modules."""
 
 import warnings
 from collections import defaultdict
@@ -9,8 +9,8 @@ import typer
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """Print the warnings of the block at its end, also where it ends by an error."""
+def collected_warnings() -> Iterator[None]:
+    """Collect the warnings of a block, and print them at its end, even after an error."""
     heard: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as heard:

@@ -1,11 +1,12 @@
-"""Writing an adapter file in another convention: other names, other keys, and another algorithm only where it is exact.
+"""Converting an adapter file to another convention: other names and keys, and another algorithm only where it is exact.
 
-1. Each adapter of the file meets the parameters of the model that it is for (`like`).
-2. The rows that it changes have a name in the target convention, or a part of one, or several.
-3. An algorithm that the target does not have becomes plain LoRA where that is exact.
+1. Each adapter of the file is matched to the parameters of the model that it is for (`like`).
+2. The rows that it changes are given the target convention's name for them; if they are only a part of what one name
+   means, or belong to several names, adapters are fused or split.
+3. If the target does not have an adapter's algorithm, it becomes plain LoRA, where that is exact.
 """
 
 from lyc_fx.convert.convert import Conversion, convert
-from lyc_fx.convert.gather import Made
+from lyc_fx.convert.gather import ConvertedAdapter
 
-__all__ = ["Conversion", "Made", "convert"]
+__all__ = ["Conversion", "ConvertedAdapter", "convert"]

@@ -1,4 +1,4 @@
-"""`convert`: the steps, and what was done for each module."""
+"""`convert`, and its result: the converted file, and what was done for each module."""
 
 import os
 from collections import defaultdict
@@ -10,14 +10,14 @@ import torch
 
 from lyc_fx.adapters import AdapterSet, Entry
 from lyc_fx.chosen import Source, one
-from lyc_fx.convert.gather import Made, gathered
-from lyc_fx.convert.like import known_by, own_shapes
-from lyc_fx.convert.metadata import metadata_of
-from lyc_fx.convert.truncated import truncated
+from lyc_fx.convert.gather import ConvertedAdapter, gather
+from lyc_fx.convert.like import own_shapes, use_model_names
+from lyc_fx.convert.metadata import update_metadata
+from lyc_fx.convert.truncated import truncate
 from lyc_fx.errors import BadAdapter, Unsupported, counted
 from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import Contents, save, writer
-from lyc_fx.naming import Names, Target, Written, without_wrappers
+from lyc_fx.naming import Names, Target, TargetNames, without_wrappers
 from lyc_fx.naming.components import component_of
 from lyc_fx.shapes import Like, shapes_of
 
@@ -28,11 +28,11 @@ Path_ = str | os.PathLike[str]
 @final
 @dataclass(frozen=True)
 class Conversion:
-    """The output of a conversion, and how each of its modules came about."""
+    """The result of a conversion, and how each of its modules was made."""
 
     parts: Mapping[str, Contents]
-    """One, under the empty name; or for PEFT, whose adapters are each of one model, those of a pipeline's components"""
-    modules: tuple[Made, ...]
+    """One part with an empty name; or, for PEFT, where an adapter is for one model, a part for each component"""
+    modules: tuple[ConvertedAdapter, ...]
 
     def __repr__(self) -> str:
         changed = sum(bool(each.how) for each in self.modules)
@@ -41,37 +41,39 @@ class Conversion:
 
     @property
     def contents(self) -> Contents:
-        """The only part. Raises Unsupported where there are several."""
+        """The only part. Raises Unsupported if there are several."""
         if len(self.parts) > 1:
             raise Unsupported(f"there is one PEFT adapter for each of {', '.join(self.parts)}: see `parts`")
         return next(iter(self.parts.values()))
 
     def save(self, path: Path_, inputs: Iterable[Path_] = (), *, force: bool = False) -> None:
-        """Write a file, or for PEFT a directory (`formats.save`), with one for each of several components in it."""
+        """Write a file, or for PEFT a directory, with a directory in it for each part if there are several.
+
+        `inputs` must not be overwritten; `force` replaces an existing output. Raises as `formats.save`.
+        """
         save(self.contents if len(self.parts) == 1 else self.parts, path, inputs, force=force)
 
 
 def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
-    """Adapters, of a file or as `load` returned them, in another convention (`naming.Target`): lycoris, kohya, peft,
-    diffusers, comfyui or nhwc.
+    """Convert adapters to the convention `to`: lycoris, kohya, peft, diffusers, comfyui or nhwc (`naming.Target`).
 
-    `like` is the model that they are for: a module, a safetensors file or a folder with some, or the shapes of its
-    parameters. Without `like` the file's own names are taken for the model's; they must be dotted then, unless the
-    target keeps them.
+    `adapters` is a file, or what `load` returned. `like` is the model that they are for: a module, a safetensors file,
+    a folder of such files, or a mapping from parameter names to shapes. Without `like`, the file's own names are taken
+    as the model's, and must then be dotted, unless the target keeps them.
 
-    An algorithm that the target does not have becomes LoRA where that is exact (LoHa of rank r²; LoKr; Tucker
-    cores), in float32. With `svd`, what has no exact form, or one of a higher rank, becomes the best LoRA of that
-    rank, and so does LoRA of a higher rank, with the error in the result. The metadata is kept, but for what it says of
-    the network.
+    If the target does not have an adapter's algorithm, it becomes LoRA where that is exact (LoHa, of rank r²; LoKr;
+    Tucker cores), in float32. With `svd`, an adapter without an exact LoRA form, or with one of a higher rank than
+    `svd`, becomes the best approximation by LoRA of rank `svd`, and so does LoRA of a higher rank; the errors are in
+    the result. The metadata is kept, except for entries about the network, which are updated.
 
-    Raises BadAdapter, listing every adapter that finds no parameter or does not fit; Unsupported, listing those that
-    the target cannot hold.
+    Raises BadAdapter, listing every adapter that matches no parameter or does not fit, and Unsupported, listing those
+    that the target cannot hold.
     """
     try:
         target = Target(to)
     except ValueError as error:
         known = ", ".join(target.value for target in Target)
-        raise Unsupported(f"there is no convention {to!r}, only {known}") from error
+        raise Unsupported(f"there is no convention {to!r}: use one of {known}") from error
     adapters = one(adapters)
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
@@ -79,22 +81,25 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
         shapes = own_shapes(adapters, target)
     else:
         shapes = without_wrappers(shapes_of(like))
-        adapters = known_by(adapters, shapes, like)
-    made = _kept(adapters) if shapes is None else gathered(adapters, Written(Names(shapes), shapes, target))
-    made = [_stored(each) for each in made]
-    made = made if svd is None else _reduced(made, svd)
+        adapters = use_model_names(adapters, shapes, like)
+    made = _keep_names(adapters) if shapes is None else gather(adapters, TargetNames(Names(shapes), shapes, target))
+    made = [_to_float32(each) for each in made]
+    made = made if svd is None else _reduce_ranks(made, svd)
     try:
-        return _written(adapters, made, target)
+        return _write(adapters, made, target)
     except Unsupported as refused:
-        return _written(adapters, _as_low_rank(made, svd, refused), target)
+        return _write(adapters, _as_low_rank(made, svd, refused), target)
 
 
-def _kept(adapters: AdapterSet) -> list[Made]:
-    """Every adapter under the name that it has."""
-    return [Made(e.module, e.leaf, e.adapter, e.adapter.weight_shape() or (), (e.module,)) for e in adapters.entries]
+def _keep_names(adapters: AdapterSet) -> list[ConvertedAdapter]:
+    """Return every adapter under its own name."""
+    return [
+        ConvertedAdapter(e.module, e.leaf, e.adapter, e.adapter.weight_shape() or (), (e.module,))
+        for e in adapters.entries
+    ]
 
 
-def _written(adapters: AdapterSet, made: list[Made], target: Target) -> Conversion:
+def _write(adapters: AdapterSet, made: list[ConvertedAdapter], target: Target) -> Conversion:
     seen: set[tuple[str, str, type]] = set()
     for each in made:
         key = (each.module, each.leaf, type(each.adapter))
@@ -105,25 +110,25 @@ def _written(adapters: AdapterSet, made: list[Made], target: Target) -> Conversi
     for component, own in _components(made, target).items():
         entries = tuple(Entry(module, each.leaf, each.adapter, ()) for module, each in own)
         contents = writer(target.value).write(replace(adapters, entries=entries))
-        parts[component] = replace(contents, metadata=metadata_of(contents.metadata, made, target))
+        parts[component] = replace(contents, metadata=update_metadata(contents.metadata, made, target))
     return Conversion(parts, tuple(made))
 
 
-def _components(made: list[Made], target: Target) -> dict[str, list[tuple[str, Made]]]:
-    """The modules with their names, apart where they are of several components of a pipeline, for PEFT."""
+def _components(made: list[ConvertedAdapter], target: Target) -> dict[str, list[tuple[str, ConvertedAdapter]]]:
+    """Return the modules with their names; for PEFT, grouped by the component of a pipeline that they belong to."""
     prefixes = {id(each): component_of(f"{each.module}.")[0] for each in made}
     several = len(set(prefixes.values())) > 1 and "" not in prefixes.values()
     if target is not Target.peft or not several:
         return {"": [(each.module, each) for each in made]}
-    found: dict[str, list[tuple[str, Made]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, ConvertedAdapter]]] = defaultdict(list)
     for each in made:
         prefix = prefixes[id(each)]
         found[prefix[:-1]].append((each.module.removeprefix(prefix), each))
     return dict(found)
 
 
-def _reduced(made: list[Made], rank: int) -> list[Made]:
-    """LoRA of a higher rank, at this rank. Raises Unsupported for what cannot be reduced."""
+def _reduce_ranks(made: list[ConvertedAdapter], rank: int) -> list[ConvertedAdapter]:
+    """Approximate LoRA of a higher rank by LoRA of this rank. Raises Unsupported if one cannot be approximated."""
     found, faults = [], []
     for each in made:
         plain = isinstance(each.adapter, LoCon) and each.adapter.mid is None
@@ -131,8 +136,8 @@ def _reduced(made: list[Made], rank: int) -> list[Made]:
             found.append(each)
             continue
         try:
-            adapter, error = truncated(each.adapter, each.shape, rank)
-            found.append(_stored(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error)))
+            adapter, error = truncate(each.adapter, each.shape, rank)
+            found.append(_to_float32(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error)))
         except BadAdapter as error:
             faults.append(f"  {', '.join(each.sources)}: {error}")
     if faults:
@@ -140,8 +145,11 @@ def _reduced(made: list[Made], rank: int) -> list[Made]:
     return found
 
 
-def _as_low_rank(made: list[Made], svd: int | None, refused: Unsupported) -> list[Made]:
-    """What the target cannot hold as it is, as LoRA. Raises Unsupported for what has no such form."""
+def _as_low_rank(made: list[ConvertedAdapter], svd: int | None, refused: Unsupported) -> list[ConvertedAdapter]:
+    """Turn every adapter that is not plain LoRA into LoRA, exactly or, with `svd`, approximately.
+
+    `refused` is the error for the adapters as they were. Raises Unsupported for those that have no such form.
+    """
     lowered, faults = [], []
     for each in made:
         if (
@@ -159,13 +167,13 @@ def _as_low_rank(made: list[Made], svd: int | None, refused: Unsupported) -> lis
         advice = (
             ""
             if svd
-            else "\n--svd RANK (svd=RANK) writes the best approximation of what does not depend on the weight."
+            else "\n--svd RANK (svd=RANK) writes the best LoRA of that rank, if changes do not depend on the weight."
         )
         raise Unsupported("\n".join([str(refused), *faults[:_SHOWN]]) + advice)
     return lowered
 
 
-def _low_rank(each: Made, svd: int | None) -> Made:
+def _low_rank(each: ConvertedAdapter, svd: int | None) -> ConvertedAdapter:
     try:
         exact = each.adapter.low_rank(each.shape)
     except BadAdapter:
@@ -173,12 +181,12 @@ def _low_rank(each: Made, svd: int | None) -> Made:
             raise
     else:
         if svd is None or exact.rank <= svd:
-            return _stored(replace(each, adapter=exact, how=(*each.how, "low rank")))
-    adapter, error = truncated(each.adapter, each.shape, svd)
-    return _stored(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error))
+            return _to_float32(replace(each, adapter=exact, how=(*each.how, "low rank")))
+    adapter, error = truncate(each.adapter, each.shape, svd)
+    return _to_float32(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error))
 
 
-def _stored(made: Made) -> Made:
-    """Products were formed in float64; they are stored in float32."""
+def _to_float32(made: ConvertedAdapter) -> ConvertedAdapter:
+    """Convert factors that were computed in float64 to float32."""
     computed = made.how and any(f.dtype == torch.float64 for f in made.adapter.factors().values())
     return replace(made, adapter=made.adapter.to(torch.float32)) if computed else made

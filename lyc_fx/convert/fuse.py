@@ -1,4 +1,4 @@
-"""Adapters of separate projections as one adapter of the fused weight, exactly."""
+"""Fusing adapters for separate projections into one adapter for the fused weight, exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from lyc_fx.families.loha import LoHa
 @final
 @dataclass(frozen=True)
 class Part:
-    """An adapter of some rows of a fused weight."""
+    """An adapter for the rows `start:stop` of a fused weight."""
 
     adapter: Adapter
     start: int
     stop: int
 
 
-def fused(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
-    """One adapter of a weight of this shape, with the effect of all parts on their rows and none on others.
+def fuse(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
+    """Make one adapter for a weight of this shape that changes the rows of each part as the part does, and no others.
 
-    LoHa stays LoHa, at the sum of the ranks; differences are concatenated; all else becomes LoCon, of a block-sparse
-    `up` and the sum of the ranks. Raises BadAdapter for what has no low-rank form, and for a magnitude (DoRA) that
-    does not cover all rows.
+    LoHa stays LoHa, with the sum of the ranks; full differences are concatenated; all others become LoCon, with the sum
+    of the ranks and a block-sparse `up`. Raises BadAdapter for an adapter without an exact low-rank form, and for DoRA
+    magnitudes that do not cover all rows.
     """
     if all(isinstance(p.adapter, Full) or not p.adapter.additive for p in parts) or len(shape) == 1:
         return _differences(parts, shape)
@@ -47,7 +47,9 @@ def _differences(parts: Sequence[Part], shape: Sequence[int]) -> Adapter:
     made = []
     for part in parts:
         if not isinstance(part.adapter, Full):
-            raise BadAdapter(f"{part.adapter.name} of separate projections has no form for the fused weight")
+            raise BadAdapter(
+                f"{part.adapter.name} of separate projections cannot be converted to one adapter for the fused weight"
+            )
         made.append(part.adapter.diff)
     total = torch.zeros(list(shape), dtype=_dtype(made))
     for part, diff in zip(parts, made, strict=True):
@@ -84,9 +86,9 @@ def _locon(parts: Sequence[Part], shape: Sequence[int]) -> LoCon:
 
 
 def _columns(rights: Sequence[Tensor]) -> tuple[list[int], Tensor]:
-    """For each right factor `(r, in · κ)` its first row in all of them, one below the other; equal ones once.
+    """Stack right factors `(r, in · κ)`, equal ones only once. Returns the first row of each, and the stack.
 
-    Parts of one adapter (shift and scale of adaLN, swapped) have the same right factor: the rank does not grow.
+    Parts of one adapter (shift and scale of adaLN, swapped) have equal right factors, so that their rank does not grow.
     """
     first: list[int] = []
     kept: list[Tensor] = []
@@ -103,7 +105,7 @@ def _columns(rights: Sequence[Tensor]) -> tuple[list[int], Tensor]:
 
 
 def _scaled(adapters: Sequence[LoCon | LoHa], lefts: list[Tensor]) -> tuple[float, list[Tensor]]:
-    """The scale of all, and the left factors; where scales differ they are multiplied into these, in float64."""
+    """Return one scale for all, and the left factors; if the scales differ, 1 and scaled factors in float64."""
     scales = {a.scale for a in adapters}
     if len(scales) == 1:
         return scales.pop(), lefts
@@ -111,7 +113,7 @@ def _scaled(adapters: Sequence[LoCon | LoHa], lefts: list[Tensor]) -> tuple[floa
 
 
 def _blocks(parts: Sequence[Part], lefts: Sequence[Tensor], columns: Sequence[int], rows: int) -> Tensor:
-    """`(rows, Σ r)`: each part's factor on its own rows and columns."""
+    """Return the left factor `(rows, Σ r)` of all parts, with each part's factor at its own rows and columns."""
     width = max(first + left.shape[1] for first, left in zip(columns, lefts, strict=True))
     total = torch.zeros(rows, width, dtype=_dtype(lefts))
     for part, left, first in zip(parts, lefts, columns, strict=True):
@@ -125,7 +127,7 @@ def _magnitude(parts: Sequence[Part], magnitudes: Sequence[Tensor | None], shape
         return None
     covered = sum(p.stop - p.start for p in parts) == shape[0]
     if len(given) < len(parts) or not covered or any(m.dim() > 1 and m.shape[0] == 1 for m in given):
-        raise BadAdapter("DoRA of separate projections can be fused only where each has a magnitude per output")
+        raise BadAdapter("DoRA of separate projections can be fused only if each of them has a magnitude per output")
     return torch.cat([m.reshape(-1) for m in given]).reshape([-1, *(1 for _ in shape[1:])])
 
 

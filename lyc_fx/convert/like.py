@@ -1,4 +1,4 @@
-"""The model's names: those of the file's own modules where no model is named, or of the model that is."""
+"""The names of the model that adapters are converted for: those of `like`, or without it the file's own names."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,13 +17,13 @@ from lyc_fx.shapes import Like, Shapes, other_names_of
 
 _SHOWN = 5
 _FLAT = {Target.lycoris, Target.nhwc, Target.kohya, Target.comfyui}
-"""Conventions that take the names of LyCORIS and kohya as they are"""
+"""Conventions that can keep the names of LyCORIS and kohya as they are"""
 
 
 def own_shapes(adapters: AdapterSet, target: Target) -> Mapping[str, tuple[int, ...]] | None:
-    """The file's own modules as if they were the model's; None where the target keeps their names as they are.
+    """Return the names and shapes of the file's modules as those of a model; None if the target keeps their names.
 
-    Raises BadAdapter where the model's names cannot be read out of them.
+    Raises BadAdapter if the model's names or shapes cannot be derived from the file.
     """
     flat = [entry.module for entry in adapters.entries if "." not in entry.module]
     shapes = {f"{e.module}.{e.leaf}": e.adapter.weight_shape() for e in adapters.entries}
@@ -35,15 +35,15 @@ def own_shapes(adapters: AdapterSet, target: Target) -> Mapping[str, tuple[int, 
         return None
     example = ", ".join([*flat, *(set(shapes) - set(known))][:_SHOWN])
     raise BadAdapter(
-        f"{adapters.source}: {example}: the model's own names and shapes cannot be read out of these; name the model "
+        f"{adapters.source}: {example}: the model's own names and shapes cannot be derived from these; give the model "
         "that they are for, or a checkpoint of it: like=… (command line: --like FILE)"
     )
 
 
-def known_by(adapters: AdapterSet, shapes: Shapes, like: Like) -> AdapterSet:
-    """The same adapters, where they find no parameter, under the names and in the form that the model has.
+def use_model_names(adapters: AdapterSet, shapes: Shapes, like: Like) -> AdapterSet:
+    """Bring adapters that match no parameter in `shapes` to the names and form that the model has.
 
-    What has other names in the class than on disk is named as in `shapes`; experts are split, or fused.
+    Names that differ between class and disk become those of `shapes`; experts are split or fused.
     """
     names = names_for(adapters.entries, shapes, elsewhere=partial(other_names_of, like))
     weights = {name: Weight(shape, torch.float32) for name, shape in shapes.items()}

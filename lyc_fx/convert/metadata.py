@@ -1,18 +1,19 @@
-"""What the metadata of a converted file says of its network: what is in it now, not what was before."""
+"""Updating the metadata of a converted file that describes its network."""
 
 from collections.abc import Mapping, Sequence
 
-from lyc_fx.convert.gather import Made
+from lyc_fx.convert.gather import ConvertedAdapter
 from lyc_fx.families.locon import LoCon
 from lyc_fx.naming import Target
 
 _MODULE, _DIM, _ALPHA, _ARGS = (f"ss_network_{each}" for each in ("module", "dim", "alpha", "args"))
 
 
-def metadata_of(given: Mapping[str, str], made: Sequence[Made], target: Target) -> dict[str, str]:
-    """The metadata with kohya's and LyCORIS's own words for the converted adapters; the other targets have none.
+def update_metadata(given: Mapping[str, str], made: Sequence[ConvertedAdapter], target: Target) -> dict[str, str]:
+    """Return the metadata with kohya's entries about the network updated to the converted adapters.
 
-    Only what was said before is said. Of ranks that were reduced, kohya's own tools say `Dynamic` where they differ.
+    Entries that the file did not have are not added; for other targets than kohya and LyCORIS, module and arguments are
+    removed. Ranks and alphas that differ between modules are given as `Dynamic`, as kohya's tools do.
     """
     found = dict(given)
     named = target in (Target.kohya, Target.lycoris)
@@ -29,6 +30,6 @@ def metadata_of(given: Mapping[str, str], made: Sequence[Made], target: Target) 
     return found
 
 
-def _plain(each: Made) -> bool:
-    """Whether kohya's own networks.lora has such an adapter."""
+def _plain(each: ConvertedAdapter) -> bool:
+    """Return whether kohya's networks.lora supports such an adapter."""
     return isinstance(each.adapter, LoCon) and set(each.adapter.factors()) == {"up", "down"} and each.leaf == "weight"

@@ -1,4 +1,4 @@
-"""The best approximation of a weight's change by one of a given rank, and how far off it is."""
+"""Approximating a weight's change by one of a given rank."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,16 @@ from lyc_fx.families.locon import LoCon
 from lyc_fx.families.shaped import Additive
 
 
-def truncated(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon, float]:
-    """`ΔW ≈ up @ down` of at most this rank by singular values, and `‖ΔW - up @ down‖ / ‖ΔW‖` (Frobenius norms).
+def truncate(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon, float]:
+    """Return the best `ΔW ≈ up @ down` of at most this rank, and its error `‖ΔW - up @ down‖ / ‖ΔW‖` (Frobenius norms).
 
+    `shape` is that of the weight, `(out, in/groups, *kernel)`; then up is `(out, r, 1, …)`, and down
+    `(r, in/groups, *kernel)`.
     Raises BadAdapter for a family whose change depends on the weight.
     """
     if not isinstance(adapter, Additive) or not adapter.additive:
         raise BadAdapter(
-            f"the change by {adapter.name} {adapter.variant} depends on the weight: it has no matrix to reduce"
+            f"the change by {adapter.name} {adapter.variant} depends on the weight, so its rank cannot be reduced"
         )
     u, s, vh = _decomposed(adapter, shape)
     kept = min(rank, s.numel())
@@ -32,7 +34,10 @@ def truncated(adapter: Adapter, shape: Sequence[int], rank: int) -> tuple[LoCon,
 
 
 def _decomposed(adapter: Additive, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular value decomposition of ΔW as a matrix, in float64; of factors by QR and a matrix of their rank."""
+    """Return the singular value decomposition of ΔW as a matrix `(out, in/groups · κ)`, in float64.
+
+    For LoRA it is computed from the factors, by QR and a matrix of the size of their rank.
+    """
     if isinstance(adapter, LoCon) and adapter.mid is None:
         up, down = matrix(adapter.up.double()), matrix(adapter.down.double())
         left, upper = torch.linalg.qr(up)

@@ -1,1 +1,1 @@
-"""The machinery of the checkpoint road: what lies where in files, the jobs that merge it, and where they write."""
+"""The internals of `fold_checkpoint`: file layouts, the jobs that copy or merge tensors, and writing the output."""

@@ -1,7 +1,7 @@
-"""Asking the system to read a file before it is needed, while something else is done.
+"""Read-ahead: ask the operating system to load a file into the page cache while other work is done.
 
-A checkpoint that is not in the page cache is read at the speed of the disk. By itself the system reads little ahead,
-and less where several threads take turns. It reads into the page cache, which it gives up when memory is short.
+A checkpoint that is not in the page cache is read at the speed of the disk. On its own, the system reads only a
+little ahead, and less when several threads take turns. The page cache is released when memory runs short.
 """
 
 import os
@@ -9,27 +9,27 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
-from lyc_fx.system import ask
+from lyc_fx.system import prefetch
 
 WINDOW = 1 << 26
-"""Bytes ahead of what is read"""
+"""How many bytes to stay ahead of the current read position"""
 _STEP = 1 << 23
-"""Bytes that are asked for at once, where nothing is read meanwhile"""
+"""Bytes requested per call by `read_ahead`"""
 
 
-def begin(path: Path, most: int = 1 << 30) -> None:
-    """Ask, in the background, for the first so many bytes of a file, or of the weights in a folder.
+def read_ahead(path: Path, most: int = 1 << 30) -> None:
+    """Start loading the first `most` bytes of a file, or of a folder's safetensors files, in a background thread.
 
-    What cannot be read is passed over: whoever needs it will say so.
+    Files that cannot be opened are skipped without an error; the code that needs them reports it.
     """
-    Thread(target=_begin, args=(path, most), daemon=True).start()
+    Thread(target=_read_ahead, args=(path, most), daemon=True).start()
 
 
-def _begin(path: Path, most: int) -> None:
+def _read_ahead(path: Path, most: int) -> None:
     with suppress(OSError):
         for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
             with file.open("rb") as opened:
                 size = min(os.fstat(opened.fileno()).st_size, most)
                 for position in range(0, size, _STEP):
-                    ask(opened.fileno(), position, _STEP)
+                    prefetch(opened.fileno(), position, _STEP)
             most -= size

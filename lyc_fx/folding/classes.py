@@ -1,4 +1,4 @@
-"""What the classes of a folder's models call the weights that are stored."""
+"""The names that the model classes of a folder use in memory for the weights that it stores."""
 
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.ties import configuration
@@ -6,9 +6,12 @@ from lyc_fx.naming.disk import names_in_memory
 
 
 def other_names(base: Base) -> dict[str, str]:
-    """Those names, to the stored ones; none for a base that is no folder."""
+    """Return a mapping from names in memory to stored names, for every model with a config.json.
+
+    Empty for a base that is a single file.
+    """
     found: dict[str, str] = {}
-    for inside in base.carried if base.folder else ():
+    for inside in base.other_files if base.folder else ():
         if inside.name == "config.json":
             prefix = ".".join(inside.parent.parts) + "." if inside.parent.parts else ""
             stored = [t.name for part in base.parts if part.prefix == prefix for t in part.layout.tensors]

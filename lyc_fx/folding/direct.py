@@ -1,7 +1,7 @@
-"""Writing to the disk itself, past the page cache, where the system and the file system can.
+"""Direct I/O: write to the disk without going through the page cache, where the system and file system support it.
 
-Through the page cache, the kernel copies every byte once more and writes it later: that costs the processors more than
-most merges do. With O_DIRECT the disk takes the bytes from where they are.
+For a write through the page cache the kernel copies every byte and writes it later, which costs more processor time
+than most merges. With O_DIRECT the disk reads the bytes from our own memory.
 """
 
 import errno
@@ -13,12 +13,12 @@ from typing import final
 from lyc_fx.system import PositionFile, sync
 
 ALIGNED = 1 << 12
-"""O_DIRECT asks for positions, sizes and addresses that are multiples of this; no common disk asks for more"""
+"""O_DIRECT requires positions, sizes and addresses that are multiples of this; no common disk requires more"""
 
 
 @final
 class DirectFile:
-    """A file that is there already, for writing by position from any thread. Close it."""
+    """An existing file, opened for writing by position from any thread. The caller must close it."""
 
     def __init__(self, path: Path) -> None:
         self._cached = PositionFile(path, "r+b")
@@ -28,19 +28,21 @@ class DirectFile:
                 self._direct = PositionFile(path, "r+b", os.O_DIRECT)
 
     def write(self, position: int, data: memoryview) -> None:
-        """All of the data. Raises OSError."""
+        """Write all of `data` at a byte position. Raises OSError."""
         if self._direct is not None and position % ALIGNED == len(data) % ALIGNED == 0:
             try:
                 _write(self._direct, position, data)
                 return
             except OSError as error:
-                if error.errno != errno.EINVAL:  # else opened, yet not written so; or cut short within a sector
+                # EINVAL: the file system opens files with O_DIRECT but does not write them, or a write ended in the
+                # middle of a sector, so that the rest is not aligned.
+                if error.errno != errno.EINVAL:
                     raise
         _write(self._cached, position, data)
-        sync(self._cached.fileno())  # lest all be left for the end
+        sync(self._cached.fileno())  # else all data would be flushed to the disk at the end, at once
 
     def close(self) -> None:
-        """Close the file; what is not on the disk by then is for `sync_path`."""
+        """Close the file. This does not flush it to the disk: call `sync_path` for that."""
         for file in (self._cached, self._direct):
             if file is not None:
                 file.close()

@@ -1,4 +1,4 @@
-"""Where the tensors of a safetensors file lie, and where those of its merged copy will."""
+"""The layout of safetensors files: where the tensors of a file are, and where those of its merged copy will be."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -28,31 +28,35 @@ class Stored:
 
     @cached_property
     def bytes(self) -> int:
+        """The size of its data."""
         return prod(self.shape) * self.dtype.itemsize
 
     @cached_property
     def row_bytes(self) -> int:
-        """Of one row: an index of the first dimension."""
+        """The size of one row, which is one index of the first dimension."""
         return prod(self.shape[1:]) * self.dtype.itemsize
 
 
 @final
 @dataclass(frozen=True)
 class Layout:
-    """A file: its header's bytes, and its tensors in the order of their data."""
+    """The layout of a file: the bytes of its header, and its tensors in the order of their data."""
 
     header: bytes
     tensors: tuple[Stored, ...]
 
     @property
     def bytes(self) -> int:
-        """Of the whole file."""
+        """The size of the whole file."""
         return max((t.start + t.bytes for t in self.tensors), default=len(self.header))
 
 
-def read(path: Path) -> tuple[Layout, dict[str, str]]:
-    """The layout of a file, and its metadata. Raises BadFile; Unsupported for a dtype that cannot be copied."""
-    with opened(path) as source:  # it has checked offsets, shapes and dtypes
+def read_layout(path: Path) -> tuple[Layout, dict[str, str]]:
+    """Read the layout of a safetensors file, and its metadata.
+
+    Raises BadFile for a file that is not valid, and Unsupported for a dtype that cannot be copied.
+    """
+    with opened(path) as source:  # this checks offsets, shapes and dtypes
         metadata = dict(source.metadata() or {})
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -68,8 +72,11 @@ def read(path: Path) -> tuple[Layout, dict[str, str]]:
     return Layout(length.to_bytes(8, "little") + text, tuple(sorted(found, key=lambda t: (t.start, t.name)))), metadata
 
 
-def laid_out(tensors: Iterable[Stored], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]) -> Layout:
-    """A file with the same tensors in the same order, in these dtypes; the header is padded to 8 bytes."""
+def lay_out(tensors: Iterable[Stored], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]) -> Layout:
+    """Compute the layout of a new file with the same tensors in the same order, in the dtypes given by name.
+
+    The header is padded with spaces to a multiple of 8 bytes.
+    """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position, starts = 0, []
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""What is done to the rows of a tensor: the families' formula, with factors that are prepared once per weight."""
+"""Merging blocks of rows by the formula of the adapter families, with factors that are prepared once per weight."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -22,118 +22,128 @@ from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
 from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
-from lyc_fx.folding.jobs import Compute, Cut
-from lyc_fx.folding.normed import effective, stored
-from lyc_fx.folding.run import TEMPORARIES, threads
-from lyc_fx.folding.scaled import Scale, for_rows, greatest, rescaled
+from lyc_fx.folding.jobs import Blocks, Compute
+from lyc_fx.folding.run import TEMPORARIES, thread_count
+from lyc_fx.folding.scaled import Scale, fit_scale, max_abs, scale_of_rows
+from lyc_fx.folding.weight_norm import compute_weight, split_weight
 
 Seed = int | None
-_KEPT = 2 * (os.cpu_count() or 1)
-"""Weights whose prepared factors are kept: at least as many as are in work at once, or they are prepared twice"""
+_CACHED = 2 * (os.cpu_count() or 1)
+"""How many weights keep their prepared factors: no fewer than are merged at once, or some would be prepared twice"""
 
 
 @final
 @dataclass
 class Merger:
-    """The merge of every weight of one binding."""
+    """Merges every weight of a binding, block by block, from several threads."""
 
     binding: Binding
     source: Base
     weights: Mapping[str, Weight]
     compute: torch.dtype | None = None
     seed: Seed = None
-    """Of stochastic rounding; None rounds to the nearest"""
+    """The seed of stochastic rounding; None rounds to the nearest"""
     notes: list[str] = field(default_factory=list)
+    """What to tell the user, collected while merging"""
     effects: dict[str, Effect] = field(default_factory=dict)
-    """On each weight, of the rows that are done"""
-    _ready: dict[str, list[Change]] = field(default_factory=dict)
+    """The effect on each weight, summed over the rows that are done"""
+    _prepared_changes: dict[str, list[Change]] = field(default_factory=dict)
     _scales: dict[str, Scale] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
-    def cut(self, name: str) -> Cut | None:
-        """How a tensor is made; None where it is copied. A weight stored `(in, out)` is read as a whole.
+    def blocks(self, name: str) -> Blocks | None:
+        """Return the blocks in which a tensor is merged, or None if it is copied unchanged.
 
-        What becomes of a scale is found out here, by several threads, for which the weight is merged once more.
+        A weight that is stored `(in, out)` is a single block. For a weight in units of a scale, the new scale is
+        computed here, which merges the weight once more, in several threads.
         """
         if name in self._scaled:
-            return Cut([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
+            return Blocks([(0, self.weights[name].height)], BLOCK) if self._scale(self._scaled[name]).changed else None
         if name in self._normed:
-            return Cut([(0, self.weights[name].height)], BLOCK)
+            return Blocks([(0, self.weights[name].height)], BLOCK)
         changes = self._changes(name)
         if changes and self.weights[name].scale is not None:
             self._scale(name)
-        return self._cut(name, changes) if changes else None
+        return self._row_blocks(name, changes) if changes else None
 
-    def _cut(self, name: str, changes: list[Change]) -> Cut:
+    def _row_blocks(self, name: str, changes: list[Change]) -> Blocks:
         weight = self.weights[name]
         blocks = [(0, weight.shape[0])] if weight.transposed else row_blocks(weight.shape, changes)
         largest = largest_piece(weight.logical, changes)
-        if weight.scale is not None:  # what it means is in memory as a whole block, in the dtype of sums
+        if weight.scale is not None:  # the unscaled block is in memory as a whole, in the dtype of the sums
             largest += max(stop - start for start, stop in blocks) * prod(weight.shape[1:]) // TEMPORARIES
-        return Cut(blocks, largest)
+        return Blocks(blocks, largest)
 
     @cached_property
     def _scaled(self) -> dict[str, str]:
-        """The weights with adapters that are in units of a scale, by the scale's name."""
+        """From the name of each scale to the adapted weight that is in units of it."""
         active = filter(self.binding.active, self.binding.targets)
         return {scale: name for name in active if (scale := self.weights[name].scale) is not None}
 
     @cached_property
     def _normed(self) -> dict[str, str]:
-        """The weights with adapters that are computed, by the names of the tensors that they are computed from."""
-        active = [n for n in filter(self.binding.active, self.binding.targets) if self.weights[n].normed is not None]
-        parts = {name: self.weights[name].normed for name in active}
+        """From the names of direction and magnitude to the adapted weight that weight norm computes from them."""
+        active = [
+            n for n in filter(self.binding.active, self.binding.targets) if self.weights[n].weight_norm is not None
+        ]
+        parts = {name: self.weights[name].weight_norm for name in active}
         return {p: name for name, n in parts.items() if n is not None for p in (n.direction, n.magnitude)}
 
     def _scale(self, name: str) -> Scale:
-        """Of a weight that has one."""
+        """Return the scale of a weight before and after the merge. Raises BadAdapter if it cannot be computed."""
         if name not in self._scales:
             scale, changes = self.weights[name].scale, self._changes(name)
             assert scale is not None
             old = self.source.rows(scale, 0, self.weights[scale].height)
             if self.weights[name].transposed and old.numel() > 1:
-                raise BadAdapter(f"{name} is stored (in, out), and {scale} has a number for each row")
+                raise BadAdapter(
+                    f"{name} is stored (in, out) and {scale} has one number for each row, which lyc-fx cannot merge: "
+                    "leave its adapters out"
+                )
 
             def measured(block: Rows) -> Tensor:
                 rows = self.source.rows(name, *block)
-                return greatest(self._real(name, block, rows, old), old)
+                return max_abs(self._merge_scaled(name, block, rows, old), old)
 
-            with ThreadPoolExecutor(threads()) as pool:
-                parts = list(pool.map(measured, self._cut(name, changes).blocks))
-            self._scales[name] = rescaled(scale, old, parts, self.weights[name].dtype)
+            with ThreadPoolExecutor(thread_count()) as pool:
+                parts = list(pool.map(measured, self._row_blocks(name, changes).blocks))
+            self._scales[name] = fit_scale(scale, old, parts, self.weights[name].dtype)
         return self._scales[name]
 
     def _changes(self, name: str) -> list[Change]:
         return [bound.change(torch.device("cpu")) for bound in self.binding.active(name)]
 
     def _prepared(self, name: str) -> list[Change]:
-        """A weight's changes; small factors already in the dtype of sums."""
+        """Return a weight's changes, with small factors converted to the dtype of the sums; cached."""
         with self._lock:
-            if name not in self._ready:
-                while len(self._ready) > _KEPT:
-                    self._ready.pop(next(iter(self._ready)))
+            if name not in self._prepared_changes:
+                while len(self._prepared_changes) > _CACHED:
+                    self._prepared_changes.pop(next(iter(self._prepared_changes)))
                 dtype = sums_dtype(self.compute, torch.device("cpu"))
-                self._ready[name] = [prepared(change, dtype) for change in self._changes(name)]
-            return self._ready[name]
+                self._prepared_changes[name] = [prepared(change, dtype) for change in self._changes(name)]
+            return self._prepared_changes[name]
 
-    def of(self, prefix: str) -> Callable[[Compute, Tensor, Tensor], None]:
-        """The merge of one file's tensors, whose names have a prefix in the binding."""
-        return lambda job, rows, out: self.rows(prefix + job.name, job, rows, out)
+    def for_prefix(self, prefix: str) -> Callable[[Compute, Tensor, Tensor], None]:
+        """Return `merge_rows` for the tensors of one file, whose full names start with `prefix`."""
+        return lambda job, rows, out: self.merge_rows(prefix + job.name, job, rows, out)
 
-    def rows(self, name: str, job: Compute, rows: Tensor, out: Tensor) -> None:
-        """Some rows of a tensor, as they are stored → as they are written."""
+    def merge_rows(self, name: str, job: Compute, rows: Tensor, out: Tensor) -> None:
+        """Merge some rows of a tensor into `out`: from the values that the base stores to those of the output.
+
+        Raises BadAdapter if a merged value overflows, or if the base is not finite (unless `allow_nonfinite`).
+        """
         if name in self._scaled:
             out.copy_(self._scale(self._scaled[name]).new)
             return
         if name in self._normed:
-            out.copy_(self._part(self._normed[name], name, out.dtype))
+            out.copy_(self._merge_weight_norm(self._normed[name], name, out.dtype))
             return
         rounding = self._rounding(f"{name} {job.rows[0]}")
         if self.weights[name].scale is not None and self.binding.active(name):
             scale = self._scale(name)
-            real = self._real(name, job.rows, rows, scale.old)
-            unit = for_rows(scale.new, *job.rows, real)
-            real /= unit.masked_fill(unit == 0, 1)  # of rows that are zero
+            real = self._merge_scaled(name, job.rows, rows, scale.old)
+            unit = scale_of_rows(scale.new, *job.rows, real)
+            real /= unit.masked_fill(unit == 0, 1)  # the scale of a row of zeros may be zero
             round_into(out, real, rounding)
         else:
             self._merge(name, job.rows, rows, out, rounding)
@@ -142,33 +152,34 @@ class Merger:
     def _rounding(self, place: str) -> Rounding:
         return nearest if self.seed is None else Stochastic(self.seed, place)
 
-    def _part(self, name: str, part: str, dtype: torch.dtype) -> Tensor:
-        """One of the two tensors from which a merged weight is computed. The weight is merged once for each."""
-        normed = self.weights[name].normed
-        assert normed is not None
+    def _merge_weight_norm(self, name: str, part: str, dtype: torch.dtype) -> Tensor:
+        """Return direction or magnitude of a merged weight under weight norm; each call merges the weight."""
+        weight_norm = self.weights[name].weight_norm
+        assert weight_norm is not None
         direction, magnitude = (
-            self.source.rows(each, 0, self.weights[each].height) for each in (normed.direction, normed.magnitude)
+            self.source.rows(each, 0, self.weights[each].height)
+            for each in (weight_norm.direction, weight_norm.magnitude)
         )
-        before = effective(direction, magnitude, normed)
+        before = compute_weight(direction, magnitude, weight_norm)
         after = torch.empty_like(before, dtype=dtype)
         self._merge(name, (0, self.weights[name].height), before, after, self._rounding(name))
-        if part == normed.direction:
+        if part == weight_norm.direction:
             self._measure(name, before, after)
-        return stored(after, normed, part)
+        return split_weight(after, weight_norm, part)
 
     def _measure(self, name: str, rows: Tensor, out: Tensor) -> None:
         effect = Effect.of(rows, out)
         adapted = bool(self.binding.active(name))
-        allowed = self.binding.allow_nonfinite or not adapted  # then it only gets another dtype
+        allowed = self.binding.allow_nonfinite or not adapted  # without adapters, only the dtype changes
         effect.refuse(name, out.dtype, out.numel(), allow_nonfinite=allowed)
         if adapted:
             with self._lock:
                 self.effects[name] = self.effects.get(name, Effect()) + effect
 
-    def _real(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
-        """Merged rows of a weight that is in units of a scale, in the dtype of sums."""
+    def _merge_scaled(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
+        """Return merged rows of a weight in units of a scale, multiplied by the scale, in the dtype of the sums."""
         rows = widened(codes, sums_dtype(self.compute, codes.device))
-        rows *= for_rows(scale, *block, rows)
+        rows *= scale_of_rows(scale, *block, rows)
         self._merge(name, block, rows, rows, nearest)
         return rows
 

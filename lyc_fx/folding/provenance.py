@@ -1,4 +1,4 @@
-"""What the metadata of a merged checkpoint says of its adapters: `lyc_fx.fold`, a list with an entry for each fold."""
+"""The metadata entry `lyc_fx.fold` of a merged checkpoint: a JSON list that describes each fold into it."""
 
 import json
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from lyc_fx.stack import Stack
 @final
 @dataclass(frozen=True)
 class Provenance:
-    """Of one fold."""
+    """The description of one fold."""
 
     entry: Mapping[str, Any]
 
     @classmethod
     def of(cls, stack: Stack, convention: Convention) -> Self:
-        """Names, contents and strengths of a stack's adapters, in the order in which they are summed."""
+        """Describe a stack: names, digests and strengths of its adapters, in the order in which they are summed."""
         folded = [
             {
                 "file": Path(part.adapters.source).name,
@@ -34,12 +34,12 @@ class Provenance:
         made = {"convention": convention, "sequential": stack.sequential, "version": lyc_fx.__version__}
         return cls({"adapters": folded, **made})
 
-    def added_to(self, metadata: Mapping[str, str]) -> dict[str, str]:
-        """A file's metadata with this fold after the ones before it."""
+    def add_to(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """Return a file's metadata with this fold appended to the earlier ones."""
         return {**metadata, FOLD: json.dumps([*_before(metadata), self.entry], sort_keys=True)}
 
-    def repeated(self, metadata: Mapping[str, str]) -> list[str]:
-        """A note for each adapter that the file already has in it."""
+    def find_repeated(self, metadata: Mapping[str, str]) -> list[str]:
+        """Return a note for each adapter that was already folded into the file."""
         before = {
             adapter["sha256"]: adapter
             for entry in _before(metadata)
@@ -48,14 +48,14 @@ class Provenance:
         }
         found = ((new, before[new["sha256"]]) for new in self.entry["adapters"] if new["sha256"] in before)
         return [
-            f"{new['file']} was folded into this base before (as {old.get('file')}, strength {old.get('strength')}): "
-            "its effect is in it twice now"
+            f"{new['file']} was already folded into this base (as {old.get('file')}, strength {old.get('strength')}): "
+            "the output now has its effect twice"
             for new, old in found
         ]
 
 
 def _before(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The entries of earlier folds; a single one is no list in files of version 0.1.0."""
+    """Return the entries of earlier folds. Files of version 0.1.0 may hold one entry instead of a list."""
     try:
         found = json.loads(metadata.get(FOLD, "[]"))
     except ValueError:

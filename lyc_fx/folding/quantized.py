@@ -1,4 +1,4 @@
-"""Bases whose weights are packed by a quantizer, named by it: adapters are for the weights before."""
+"""Recognizing checkpoints that a quantizer has packed: adapters fit only the weights from before quantization."""
 
 from collections.abc import Iterable
 
@@ -13,11 +13,14 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("HQQ", (".W_q",)),
     ("EETQ or optimum-quanto", (".weight._data", ".weight._scale")),
 )
-"""Quantizers, and the ends of the names that each leaves beside one another"""
+"""Quantizers, each with the suffixes of the tensors that it stores in place of a weight"""
 
 
 def quantizer_of(names: Iterable[str]) -> tuple[str, str] | None:
-    """Which quantizer made a checkpoint with these names, and one of the names that show it; None for a plain one."""
+    """Return which quantizer made a checkpoint with these tensor names, and one name that shows it.
+
+    None if the checkpoint is not quantized.
+    """
     every = set(names)
     for quantizer, ends in _MARKS:
         for name in sorted(every):
@@ -26,12 +29,12 @@ def quantizer_of(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def advice(base: object, names: Iterable[str]) -> str | None:
-    """What to do about a quantized base; None for a plain one."""
+def explain_quantized(base: object, names: Iterable[str]) -> str | None:
+    """Return an error message for a quantized base with these tensor names, or None if it is not quantized."""
     found = quantizer_of(names)
     if found is None:
         return None
     return (
-        f"{base}: is quantized by {found[0]} ({found[1]}), so that the weights that adapters are for are not in it: "
-        "fold into the checkpoint that it was made of, and quantize that again"
+        f"{base}: is quantized by {found[0]} ({found[1]}), so it does not hold the weights that adapters are for: "
+        "fold into the checkpoint from before quantization, and quantize the result again"
     )

@@ -1,4 +1,4 @@
-"""Several processes that share a fold, under torchrun; alone, one process is the first and only rank."""
+"""Sharing a fold among several processes under torchrun. A process on its own is the first and only rank."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,41 +16,42 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all."""
+    """This process's place among all processes of the fold."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A step of all ranks: each waits for the others, and where one fails all raise."""
+        """Run a step on all ranks: each waits for the others at its end, and if one fails, all raise."""
         failure: BaseException | None = None
         try:
             yield
         except BaseException as error:
             failure = error
-        said = self._gathered(None if failure is None else f"rank {self.rank}: {failure}")
+        said = self._gather(None if failure is None else f"rank {self.rank}: {failure}")
         if failure is not None:
             raise failure
         others = [text for text in said if text is not None]
         if others:
             raise LycFxError(f"{others[0]} (so nothing was written)")
 
-    def said(self, make: Callable[[], str]) -> str:
-        """What the first rank makes, known to all. Raises what the first rank raises."""
+    def broadcast(self, make: Callable[[], str]) -> str:
+        """Call `make` on the first rank and return its result on all ranks. If it raises, all ranks raise."""
         made: str | None = None
         with self.together():
             made = make() if self.first else None
-        found = self._gathered(made)[0]
+        found = self._gather(made)[0]
         assert isinstance(found, str)
         return found
 
     def share(self, items: Sequence[T], size: Callable[[T], int]) -> list[T]:
-        """This rank's part: the largest first, each to the rank that has least."""
+        """Return this rank's share of the items: each, the largest first, goes to the rank with the least so far."""
         loads = [0] * self.count
         mine = []
         for item in sorted(items, key=size, reverse=True):
@@ -60,7 +61,7 @@ class Ranks:
                 mine.append(item)
         return mine
 
-    def _gathered(self, value: Any) -> list[Any]:
+    def _gather(self, value: Any) -> list[Any]:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
@@ -69,8 +70,8 @@ class Ranks:
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """The process group of torchrun's environment, or of the caller; else one rank."""
+def join_ranks() -> Iterator[Ranks]:
+    """Join the caller's process group, or that of torchrun's environment variables; else be the only rank."""
     if dist.is_available() and dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:

@@ -1,8 +1,8 @@
-"""float8 weights in units of a scale: W = codes · scale, with `X.scale_weight` (ComfyUI) or `X.weight_scale` beside
-`X.weight` (ComfyUI, compressed-tensors): one float32 number, or one per output row.
+"""float8 weights in units of a scale: `W = codes · scale`.
 
-A merged weight may exceed what its scale can hold. Then, and only then, the scale becomes what the greatest merged
-value needs: `max |W'| / greatest code`.
+The codes are `X.weight`, the scale is `X.scale_weight` (ComfyUI) or `X.weight_scale` (ComfyUI, compressed-tensors): one
+float32 number, or one per output row. If a merged weight W' exceeds the range of its scale, and only then, the scale
+becomes the smallest that holds it: `max |W'| / largest code`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _LEAVES = ("scale_weight", "weight_scale")
 
 
 def with_scales(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The weights, with the scale's name for each that has one of a kind that can be read."""
+    """Return the weights, each with the name of its scale if it has one of a supported form."""
     found = dict(weights)
     for name, weight in weights.items():
         scale = _scale(name, weights) if weight.dtype.itemsize == 1 else None
@@ -31,18 +31,18 @@ def with_scales(weights: Mapping[str, Weight]) -> dict[str, Weight]:
 
 
 def refuse_conversion(weights: Mapping[str, Weight], dtype: torch.dtype | None) -> None:
-    """Raise Unsupported where another dtype is asked for: codes and scales would be converted apart."""
+    """Raise Unsupported if `dtype` is given and weights have scales: codes and scales would be converted separately."""
     for name, weight in weights.items():
         if dtype is not None and weight.dtype.itemsize == 1 and weight.dtype.is_floating_point:
             scale = scale_beside(name, weights)
             if scale is not None:
-                raise Unsupported(f"{name} is stored in units of {scale}: fold it without another dtype")
+                raise Unsupported(f"{name} is stored in units of {scale}: fold it without converting the dtype")
 
 
 @final
 @dataclass(frozen=True)
 class Scale:
-    """Of one weight, before and after the merge; float32, in the shape in which it is stored."""
+    """The scale of one weight before and after the merge: float32, in its stored shape."""
 
     name: str
     old: Tensor
@@ -50,13 +50,18 @@ class Scale:
 
     @property
     def changed(self) -> bool:
+        """Whether the merge changes the scale."""
         return not torch.equal(self.old, self.new)
 
 
-def rescaled(name: str, old: Tensor, parts: Sequence[Tensor], dtype: torch.dtype) -> Scale:
-    """The scale for merged values up to the `greatest` of each part. Raises BadAdapter for one that is broken."""
+def fit_scale(name: str, old: Tensor, parts: Sequence[Tensor], dtype: torch.dtype) -> Scale:
+    """Compute the scale `name` of a merged weight: the old one, enlarged where merged values exceed its range.
+
+    `parts` are the results of `max_abs` for consecutive blocks of rows; `dtype` is that of the codes. Raises BadAdapter
+    for an old scale that is negative or not finite, and for merged values beyond the range of any scale.
+    """
     if not bool((torch.isfinite(old) & (old >= 0)).all()):
-        raise BadAdapter(f"{name}: holds a scale that is no positive number")
+        raise BadAdapter(f"{name}: holds a scale that is not a positive number: is the checkpoint broken?")
     limit = torch.finfo(dtype).max
     every = torch.cat(list(parts)).double()
     wanted = (every.max() if old.numel() == 1 else every).reshape(old.shape)
@@ -67,15 +72,15 @@ def rescaled(name: str, old: Tensor, parts: Sequence[Tensor], dtype: torch.dtype
     return Scale(name, old, torch.where(wanted > old.double() * limit, needed, old))
 
 
-def for_rows(scale: Tensor, start: int, stop: int, rows: Tensor) -> Tensor:
-    """What some rows are multiplied by, in their dtype."""
+def scale_of_rows(scale: Tensor, start: int, stop: int, rows: Tensor) -> Tensor:
+    """Return the scale of the rows `start:stop`, in the dtype of `rows` and broadcastable to them."""
     part = scale.reshape(-1)
     part = part if part.numel() == 1 else part[start:stop]
     return part.to(rows.dtype).reshape([-1, *(1 for _ in rows.shape[1:])] if rows.dim() else [])
 
 
-def greatest(rows: Tensor, scale: Tensor) -> Tensor:
-    """Of some merged rows, the greatest finite absolute value, or where each row has a scale that of each: `(n)`."""
+def max_abs(rows: Tensor, scale: Tensor) -> Tensor:
+    """Return the largest finite absolute value of some rows: `(1)`, or `(n)` for n rows if each row has a scale."""
     flat = rows.reshape(1 if scale.numel() == 1 else len(rows), -1)
     least, most = flat.aminmax(dim=1)
     if not bool(torch.isfinite(least + most).all()):

@@ -1,4 +1,4 @@
-"""The output file, filled by many threads in stretches of memory, each of which is written when it is full."""
+"""The output file: many threads fill chunks of memory, and each chunk is written to the file when it is full."""
 
 import mmap
 import zlib
@@ -12,36 +12,41 @@ from typing import Self, final
 
 from lyc_fx.folding.direct import DirectFile
 
-STRETCH = 1 << 23
-"""Bytes that are written at once"""
+CHUNK = 1 << 23
+"""Bytes per chunk, which is what one write takes"""
 _WRITERS = 2
+"""Threads that write"""
 
 
 @final
 @dataclass
-class _Stretch:
+class _Chunk:
     memory: mmap.mmap
-    """Of STRETCH bytes, aligned to a page"""
+    """CHUNK bytes, aligned to a page"""
     size: int
-    missing: int
-    """Bytes that are not filled yet"""
+    """Bytes of the file that it holds: fewer than CHUNK at the end of the file"""
+    unfilled: int
+    """Bytes that are not committed yet"""
 
 
 @final
 class Sink:
-    """A file of a known size. One thread asks for `room`, in ascending order; any may say `filled`.
+    """A file of a known size, filled from memory by several threads.
 
-    The context ends when everything is written, though not yet synced; where it ends by an error, nothing more is.
+    `allocate` must be called in ascending order of positions, by one thread at a time; `commit` by any thread, in any
+    order. Leaving the context waits until everything is written (not synced); after an error nothing more is written.
     """
 
     def __init__(self, path: Path | None, size: int, memory: int, *, checksums: bool) -> None:
-        """`memory` bounds what waits to be written, but for the few stretches that are needed to go on. Without a path
-        nothing is written."""
+        """Open the file at `path`, which must exist; with None, nothing is written.
+
+        `memory` bounds the bytes that wait to be written, except for the few chunks needed to make progress.
+        """
         self.checksums: dict[int, tuple[int, int]] | None = {} if checksums else None
-        """First byte → size and CRC-32, of all that was written"""
+        """From the position of each write to its size and CRC-32"""
         self._file = None if path is None else DirectFile(path)
-        self._size, self._limit = size, max(3, memory // STRETCH)
-        self._stretches: dict[int, _Stretch] = {}
+        self._size, self._limit = size, max(3, memory // CHUNK)
+        self._chunks: dict[int, _Chunk] = {}
         self._free: list[mmap.mmap] = []
         self._failure: BaseException | None = None
         self._changed = Condition()
@@ -55,66 +60,66 @@ class Sink:
     ) -> None:
         try:
             if error is None:
-                assert self._failure or not any(stretch.missing for stretch in list(self._stretches.values()))
-                self._wait(lambda: not self._stretches)
+                assert self._failure or not any(chunk.unfilled for chunk in list(self._chunks.values()))
+                self._wait(lambda: not self._chunks)
         finally:
             self._writers.shutdown(cancel_futures=True)
             if self._file is not None:
                 self._file.close()
 
-    def room(self, start: int, stop: int) -> list[memoryview]:
-        """Memory for these bytes, in order, in one or several parts: fill them, then say `filled`.
+    def allocate(self, start: int, stop: int) -> list[memoryview]:
+        """Return memory for the bytes `start:stop` of the file, in one or more parts; fill it, then call `commit`.
 
-        Waits while much is still to be written. Raises what some writing raised, or what `fail` was told.
+        Waits while too much is still to be written. Raises the error of a failed write, or the one given to `fail`.
         """
         touched = _touched(start, stop)
-        new = [number for number in touched if number not in self._stretches]
-        begun = len(touched) > len(new)  # a stretch that cannot become full before these bytes are there
-        self._wait(lambda: len(self._stretches) + len(new) <= self._limit or len(self._stretches) <= begun)
+        new = [number for number in touched if number not in self._chunks]
+        begun = len(touched) > len(new)  # 1 if the first chunk exists: it cannot be full before these bytes are there
+        self._wait(lambda: len(self._chunks) + len(new) <= self._limit or len(self._chunks) <= begun)
         for number in new:
-            size = min(STRETCH, self._size - number * STRETCH)
-            memory = self._free.pop() if self._free else mmap.mmap(-1, STRETCH)
-            self._stretches[number] = _Stretch(memory, size, size)
-        return [memoryview(self._stretches[n].memory)[slice(*_within(n, start, stop))] for n in touched]
+            size = min(CHUNK, self._size - number * CHUNK)
+            memory = self._free.pop() if self._free else mmap.mmap(-1, CHUNK)
+            self._chunks[number] = _Chunk(memory, size, size)
+        return [memoryview(self._chunks[n].memory)[slice(*_within(n, start, stop))] for n in touched]
 
-    def filled(self, start: int, stop: int) -> None:
-        """These bytes are in the memory that `room` gave."""
+    def commit(self, start: int, stop: int) -> None:
+        """Declare that the memory from `allocate` for these bytes is filled, which writes every full chunk."""
         for number in _touched(start, stop):
             first, last = _within(number, start, stop)
-            stretch = self._stretches[number]
+            chunk = self._chunks[number]
             with self._changed:
-                stretch.missing -= last - first
-                full = not stretch.missing
+                chunk.unfilled -= last - first
+                full = not chunk.unfilled
             if full:
-                self._writers.submit(self._write, number, stretch)
+                self._writers.submit(self._write, number, chunk)
 
-    def put(self, start: int, data: bytes) -> None:
-        """`room`, filled with this."""
+    def write(self, start: int, data: bytes) -> None:
+        """Allocate, fill with `data`, and commit."""
         done = 0
-        for part in self.room(start, start + len(data)):
+        for part in self.allocate(start, start + len(data)):
             part[:] = data[done : done + len(part)]
             done += len(part)
-        self.filled(start, start + len(data))
+        self.commit(start, start + len(data))
 
     def fail(self, error: BaseException) -> None:
-        """Some bytes will never be filled."""
+        """Stop everything with this error: some bytes will never be committed."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
 
-    def _write(self, number: int, stretch: _Stretch) -> None:
-        data, position = memoryview(stretch.memory)[: stretch.size], number * STRETCH
+    def _write(self, number: int, chunk: _Chunk) -> None:
+        data, position = memoryview(chunk.memory)[: chunk.size], number * CHUNK
         try:
             if self._file is not None:
                 self._file.write(position, data)
             if self.checksums is not None:
-                self.checksums[position] = (stretch.size, zlib.crc32(data))
+                self.checksums[position] = (chunk.size, zlib.crc32(data))
         except Exception as error:
             self.fail(error)
             return
         with self._changed:
-            del self._stretches[number]
-            self._free.append(stretch.memory)
+            del self._chunks[number]
+            self._free.append(chunk.memory)
             self._changed.notify_all()
 
     def _wait(self, until: Callable[[], bool]) -> None:
@@ -125,11 +130,11 @@ class Sink:
 
 
 def _touched(start: int, stop: int) -> range:
-    """The stretches in which these bytes lie."""
-    return range(start // STRETCH, -(-stop // STRETCH)) if stop > start else range(0)
+    """Return the numbers of the chunks that contain these bytes."""
+    return range(start // CHUNK, -(-stop // CHUNK)) if stop > start else range(0)
 
 
 def _within(number: int, start: int, stop: int) -> tuple[int, int]:
-    """The part of these bytes that lies in a stretch."""
-    first = number * STRETCH
-    return max(start - first, 0), min(stop - first, STRETCH)
+    """Return the part of these bytes that is in a chunk, as (start, stop) relative to the chunk."""
+    first = number * CHUNK
+    return max(start - first, 0), min(stop - first, CHUNK)

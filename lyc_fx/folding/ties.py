@@ -1,8 +1,8 @@
-"""Tied weights in a model's folder: the head of a language model that is its embedding, and is not stored twice.
+"""Tied weights in a model's folder: the output head of a language model that is its embedding, stored only once.
 
-transformers ties them where config.json has `tie_word_embeddings: true`, or where a class does so by default and the
-head is not in the files. An adapter of one of the two is for that one alone, as in the forward of PEFT; so where they
-come to differ, the head is written, and the configuration says that nothing is tied.
+transformers ties them if config.json has `tie_word_embeddings: true`, or if the class does so by default and the files
+have no head. An adapter for one of the two changes only that one, as in PEFT's forward; if the two become different,
+the head is written as a tensor of its own, and the new configuration ties nothing.
 """
 
 import json
@@ -25,52 +25,64 @@ _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|tokens_embed|shared|embeddings)\.weight$"
 )
 _TEXT = ("text_config", "llm_config")
-"""Where a model of several kinds has the configuration of its language model"""
+"""The keys of a multimodal model's configuration that hold that of its language model"""
 _LANGUAGE_MODEL = re.compile(r"(LMHeadModel|For(CausalLM|MaskedLM|ConditionalGeneration|ImageTextToText|PreTraining))$")
-_HEADS = (  # a parameter that only such a head has, and what the head reads under other names
+_HEADS = (
     ("cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
     ("lm_head.bias", "lm_head.decoder.weight", "lm_head.decoder.bias"),
 )
-"""Of BERT and RoBERTa; the bias is tied as well"""
+"""The heads of BERT and RoBERTa, whose bias is tied too: a parameter that shows such a head, and the names of its
+tied weight and bias"""
 
 
 @final
 @dataclass(frozen=True)
 class Tie:
-    """Names that a model reads, and the tensors that are stored for them; all with their component's prefix."""
+    """Weights of one model that share a stored tensor. All names have their component's prefix."""
 
     config: Path
-    """The configuration that says so, relative to the base"""
+    """The configuration that ties them, relative to the base"""
     aliases: Mapping[str, str]
+    """From the names that are not stored to those of the stored tensors"""
     encoder: bool = False
-    """Of an encoder and a decoder, whose code also asks whether they are tied"""
+    """Whether the model has encoder and decoder: then its code computes differently if they are tied"""
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All names: the stored ones, then the aliases."""
         return tuple(dict.fromkeys((*self.aliases.values(), *self.aliases)))
 
     def broken(self, binding: Binding) -> bool:
-        """Whether a fold makes the tied weights differ. Raises Unsupported where they cannot be written apart."""
+        """Return whether the adapters make the tied weights differ.
+
+        Raises Unsupported if they do and the weights cannot be untied, as in an encoder-decoder model.
+        """
         effects = [[each for each in binding.active(name)] for name in self.names if not name.endswith("bias")]
         if all(_same(each, effects[0]) for each in effects[1:]):
             return False
         if self.encoder:
             raise Unsupported(
-                f"{', '.join(self.names)} are one tensor in this model, and its code asks whether they are tied: an "
-                "adapter of one of them cannot be folded; merge it with PEFT, or leave it out (--exclude)"
+                f"{', '.join(self.names)} are one tensor in this model, and its code depends on whether they are tied, "
+                "so an adapter for one of them cannot be folded: merge it with PEFT, or leave it out (--exclude)"
             )
         return True
 
     @property
     def note(self) -> str:
+        """What to tell the user when the tie is broken."""
         pairs = [f"{alias} was tied to {source}" for alias, source in self.aliases.items()]
-        return f"{', '.join(pairs)}: they are stored apart, and {FLAG} is false in {self.config}"
+        return f"{', '.join(pairs)}: they are now stored separately, and {FLAG} is false in {self.config}"
 
 
-def ties(base: Base) -> list[Tie]:
-    """Of every model of a folder. Raises BadFile for a configuration that cannot be read."""
+def find_ties(base: Base) -> list[Tie]:
+    """Find the tied weights of every model of a base. For a single file, the config.json beside it is read.
+
+    Raises BadFile for a config.json that is not valid JSON.
+    """
     root = base.root if base.folder else base.root.parent
-    configs = [each for each in base.carried if each.name == "config.json"] if base.folder else [Path("config.json")]
+    configs = (
+        [each for each in base.other_files if each.name == "config.json"] if base.folder else [Path("config.json")]
+    )
     found = []
     for inside in configs:
         if (root / inside).is_file():
@@ -84,7 +96,7 @@ def ties(base: Base) -> list[Tie]:
 
 
 def with_aliases(base: Base, aliases: Mapping[str, str]) -> Base:
-    """The base as if tensors were stored once more under further names, beside themselves."""
+    """Return the base as if its tensors were also stored under these aliases, in the same files."""
 
     def extended(part: Part) -> Part:
         known = {t.name: t for t in part.layout.tensors}
@@ -96,33 +108,31 @@ def with_aliases(base: Base, aliases: Mapping[str, str]) -> Base:
     return replace(base, parts=tuple(extended(part) for part in base.parts)) if aliases else base
 
 
-def known_by(weights: Mapping[str, Weight], found: list[Tie]) -> dict[str, Weight]:
-    """The weights, also under the names that are not stored."""
+def with_tied_names(weights: Mapping[str, Weight], found: list[Tie]) -> dict[str, Weight]:
+    """Return the weights, with an entry for each alias of a tied one."""
     more = {alias: weights[source] for tie in found for alias, source in tie.aliases.items() if source in weights}
     return {**more, **weights}
 
 
-def untied_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, made to tie nothing."""
+def untie_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Change a configuration, in place, so that it ties nothing."""
     for table in (config, *(t for t in config.values() if isinstance(t, dict) and (FLAG in t or "vocab_size" in t))):
         table[FLAG] = False
     return config
 
 
 def configuration(path: Path) -> dict[str, Any]:
-    """A `config.json`. Raises BadFile."""
+    """Read a `config.json`; empty if it is not a JSON object. Raises BadFile if it is not valid JSON."""
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise BadFile(f"{path}: is not readable JSON: {error}") from error
+        raise BadFile(f"{path}: is not valid JSON: {error}") from error
     return config if isinstance(config, dict) else {}
 
 
 def _aliases(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], bool]:
-    """What else the model calls which tensors, and whether it has an encoder and a decoder."""
-    text: dict[str, Any] = next(
-        (config[k] for k in ("text_config", "llm_config") if isinstance(config.get(k), dict)), {}
-    )
+    """Return the aliases of a model's tensors, and whether it has both an encoder and a decoder."""
+    text: dict[str, Any] = next((config[k] for k in _TEXT if isinstance(config.get(k), dict)), {})
     flag = config.get(FLAG, text.get(FLAG))
     architecture = str((config.get("architectures") or [""])[0])
     size = config.get("vocab_size", text.get("vocab_size"))
@@ -141,7 +151,7 @@ def _aliases(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _same(some: list[Bound], others: list[Bound]) -> bool:
-    """Whether two weights have the same adapters: PEFT's `ensure_weight_tying` saves each twice."""
+    """Whether two weights have equal adapters: PEFT's `ensure_weight_tying` saves each adapter twice."""
     return len(some) == len(others) and all(
         (one.total, one.rows, one.adapter.structure()) == (other.total, other.rows, other.adapter.structure())
         and all(torch.equal(f, other.adapter.factors()[n]) for n, f in one.adapter.factors().items())

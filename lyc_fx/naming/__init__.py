@@ -1,14 +1,14 @@
-"""Names: which parameters of a model a name in an adapter file stands for. One architecture per file."""
+"""Finding the parameters of a model that a name in an adapter file means. Each architecture has a file of its own."""
 
-from lyc_fx.naming.bare import projections, projects
+from lyc_fx.naming.bare import is_projection, projections
 from lyc_fx.naming.components import COMPONENTS, PREFIXES
 from lyc_fx.naming.fused import FUSIONS, INTERLEAVED
 from lyc_fx.naming.gated import in_before_out
 from lyc_fx.naming.names import Name, Names, flatten
 from lyc_fx.naming.piece import Piece, Pieces, Rows
 from lyc_fx.naming.scheme import Dialect
+from lyc_fx.naming.target_names import Place, Target, TargetNames, rows_of
 from lyc_fx.naming.wrappers import without_wrappers
-from lyc_fx.naming.written import Place, Target, Written, rows_of
 
 __all__ = [
     "COMPONENTS",
@@ -23,11 +23,11 @@ __all__ = [
     "Place",
     "Rows",
     "Target",
-    "Written",
+    "TargetNames",
     "flatten",
     "in_before_out",
+    "is_projection",
     "projections",
-    "projects",
     "rows_of",
     "without_wrappers",
 ]

@@ -1,6 +1,6 @@
-"""Text encoders of the CLIP kind: OpenCLIP's names (SD 2, SDXL, SD3 checkpoints) and those of transformers.
+"""CLIP text encoders: the names of OpenCLIP (in SD 2, SDXL and SD3 checkpoints), and those of transformers.
 
-transformers 5 has dropped `text_model.` before the modules of a `CLIPTextModel`; adapters have it.
+transformers 5 has dropped the prefix `text_model.` of the modules of a `CLIPTextModel`; adapters still have it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,18 +26,18 @@ _OPEN_CLIP = Scheme(
 )
 _PREFIX, _MARK = "text_model.", ".self_attn.q_proj.weight"
 _POSITIONS = "positional_embedding", "text_model.embeddings.position_embedding.weight"
-"""A bare parameter, and a module's weight"""
+"""The position embedding: OpenCLIP's bare parameter, and the weight of transformers' module"""
 
 
 @final
 @dataclass(frozen=True)
 class Clip:
-    """The names of one text encoder."""
+    """The naming scheme of CLIP text encoders."""
 
     kind: str = "text_encoder"
 
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
-        """As `Scheme.aliases`."""
+        """Yield further names of parameters, as `Scheme.aliases`."""
         bare = [name for name in shapes if name.startswith("encoder.layers.") and name.endswith(_MARK)]
         dropped = bool(bare) and "final_layer_norm.weight" in shapes
         prefixed = {f"{_PREFIX}{name}" if dropped else name: name for name in shapes}

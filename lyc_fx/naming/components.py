@@ -1,6 +1,7 @@
-"""What stands before the names of modules: the parts of a pipeline, in checkpoints and in adapter files.
+"""Prefixes of module names: the components of a pipeline, in checkpoints and in adapter files.
 
-Several text encoders may have the same inner names. A name is for those whose roles are among those of its prefix.
+Several text encoders may have the same inner names. A name with a prefix is for the components that have one of the
+prefix's roles.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,10 +44,10 @@ COMPONENTS: dict[str, frozenset[Role]] = {
     "first_stage_model.": frozenset({"autoencoder"}),
     "vae.": frozenset({"autoencoder"}),
 }
-"""Before dotted names, of a checkpoint or of an adapter file"""
+"""Prefixes of dotted names, in checkpoints and adapter files, with the roles of their components"""
 
 WRAPPERS = ("base_model.model.", "pipe.")
-"""What PEFT and DiffSynth put before names, before or after a component"""
+"""Prefixes of PEFT and DiffSynth, before or after that of a component"""
 
 PREFIXES: dict[str, frozenset[Role]] = {
     "lycoris": frozenset(),
@@ -60,24 +61,24 @@ PREFIXES: dict[str, frozenset[Role]] = {
     "lora_te3": _TE3,
     "lora_prior_te": _TE1,
 }
-"""What LyCORIS, kohya and OneTrainer put before flattened names, with an underscore; an empty set is any role"""
+"""Prefixes of flattened names by LyCORIS, kohya and OneTrainer, followed by `_`; an empty set means any role"""
 
 
 DENOISERS = _DENOISER | _SECOND
-"""Of components that may have the same names, such as the two of Wan 2.2: one for each half of the steps"""
+"""The roles of denoisers, which may have the same inner names, such as the two of Wan 2.2 (for early and late steps)"""
 
 
-def twins(parameters: Iterable[str]) -> dict[str, Role]:
-    """The denoisers of a model that has several, by their names, with their roles; empty where it has one."""
+def find_denoisers(parameters: Iterable[str]) -> dict[str, Role]:
+    """Return the names of a model's denoisers, each with its role; empty if it has fewer than two."""
     prefixes = dict(component_of(parameter) for parameter in parameters)
     found = {each.removesuffix("."): role for each in sorted(prefixes) for role in prefixes[each] & DENOISERS}
     return found if "denoiser_2" in found.values() and len(found) > 1 else {}
 
 
-def fits(roles: frozenset[Role], own: frozenset[Role], chosen: Role | None) -> bool:
-    """Whether a name for some roles (none: any) may mean a parameter of a component, given which denoiser is chosen.
+def may_mean(roles: frozenset[Role], own: frozenset[Role], chosen: Role | None) -> bool:
+    """Return whether a name for `roles` (empty: any) may mean a parameter of a component with the roles `own`.
 
-    Unless one is chosen, only a name that says so means the second.
+    `chosen` is the denoiser that the user chose; if None, only names with the second denoiser's prefix mean it.
     """
     if own & DENOISERS and chosen is not None:
         return chosen in own and (not roles or bool(roles & DENOISERS))
@@ -86,10 +87,10 @@ def fits(roles: frozenset[Role], own: frozenset[Role], chosen: Role | None) -> b
     return not roles or not own or bool(roles & own)
 
 
-def split(module: str) -> list[tuple[frozenset[Role], str]]:
-    """The readings of a file's name for a module: roles that it may be for (empty: any), and the name without prefix.
+def readings_of(module: str) -> list[tuple[frozenset[Role], str]]:
+    """Return all readings of a file's name for a module: roles that it may be for (empty: any), and the inner name.
 
-    The whole name comes first, for a model may have such a name itself.
+    The whole name comes first, since a model may have such a name itself.
     """
     found: list[tuple[frozenset[Role], str]] = [(frozenset(), module)]
     for prefix, roles in PREFIXES.items():
@@ -106,15 +107,15 @@ def split(module: str) -> list[tuple[frozenset[Role], str]]:
 
 
 def component_of(parameter: str) -> tuple[str, frozenset[Role]]:
-    """All that stands before a model's parameter name and names a component, as in `pipe.dit.`, and its roles."""
+    """Return the longest prefix of a parameter's name that names a component, such as `pipe.dit.`, and its roles."""
     return next(reversed(list(components_of(parameter))), ("", frozenset()))
 
 
 def components_of(parameter: str) -> Iterator[tuple[str, frozenset[Role]]]:
-    """The prefixes of a name that name a component, and its roles: in `transformer.transformer.h`, each of the two.
+    """Yield the prefixes of a name that name a component, with its roles: two for `transformer.transformer.h`.
 
-    What follows a component is another one only where both have a role in common: the `transformer` of a text encoder
-    is no denoiser.
+    A segment after a component names another one only if both have a role in common: the `transformer` inside a text
+    encoder is not a denoiser.
     """
     before, known = "", frozenset[Role]()
     while True:

@@ -1,7 +1,7 @@
-"""Names on disk and in memory: transformers 5 has other ones in its classes than in their checkpoints, and knows both.
+"""Names on disk and in memory: the classes of transformers 5 use other names than their checkpoints.
 
-Its own tables are asked, where it is installed; what becomes several parameters, or is made of several, has no such
-name (`lyc_fx.experts` knows those of experts).
+The tables of transformers are used if it is installed. A parameter that is split or joined on loading has no such name
+(`lyc_fx.experts` handles those of experts).
 """
 
 import sys
@@ -14,7 +14,7 @@ from lyc_fx.naming.known import known_names
 
 
 def names_on_disk(model: nn.Module) -> dict[str, str]:
-    """What the checkpoints of a live model's classes call its parameters, to the names that these have now."""
+    """Return a mapping from names in checkpoints to the names of a live model's parameters, where these differ."""
     found: dict[str, str] = {}
     for prefix, part in _library_models(model):
         reading, writing = _transforms(part), _transforms(part, reverse=True)
@@ -26,10 +26,10 @@ def names_on_disk(model: nn.Module) -> dict[str, str]:
 
 
 def names_in_memory(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
-    """What the class of a checkpoint calls its parameters, to the names that are stored.
+    """Return a mapping from names in the model's class to the `stored` names of a checkpoint, where these differ.
 
-    `config` is the checkpoint's `config.json`. Where transformers is not installed, or has no such class, what is known
-    here counts (`lyc_fx.naming.known`).
+    `config` is the checkpoint's `config.json`. If transformers is not installed, or does not have the class, the rules
+    of `lyc_fx.naming.known` are used.
     """
     model = _empty_model(config)
     if model is None:
@@ -44,9 +44,9 @@ def names_in_memory(config: Mapping[str, Any], stored: Iterable[str]) -> dict[st
 
 
 def _library_models(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The outermost models of transformers in a module, with the prefixes of their parameters."""
+    """Yield the outermost transformers models in a module, with the prefixes of their parameters."""
     library = sys.modules.get("transformers.modeling_utils")
-    if library is None:  # then nothing is of it
+    if library is None:  # not imported, so the module cannot contain one of its models
         return
     inside: list[str] = []
     for path, module in model.named_modules():
@@ -57,7 +57,7 @@ def _library_models(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _transforms(model: Any, *, reverse: bool = False) -> list[Any]:
-    """The library's renamings and conversions for a model; none in versions that have no such tables."""
+    """Return transformers' renamings and conversions for a model; none in versions without such tables."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:
@@ -67,8 +67,8 @@ def _transforms(model: Any, *, reverse: bool = False) -> list[Any]:
 
 
 def _renamed(name: str, transforms: list[Any], *, reverse: bool) -> str | None:
-    """Another name of the same parameter; None for one that is converted."""
-    if not transforms:  # also where the library has no such tables
+    """Apply renamings to a parameter's name. None for a parameter that is converted (split or joined)."""
+    if not transforms:  # for example in versions without such tables, whose other imports would fail
         return name
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -79,7 +79,7 @@ def _renamed(name: str, transforms: list[Any], *, reverse: bool) -> str | None:
 
 
 def _empty_model(config: Mapping[str, Any]) -> Any:
-    """The model that a configuration describes, on meta; None where transformers cannot tell."""
+    """Return the model that a configuration describes, on the meta device; None if transformers cannot make it."""
     try:
         import torch
         import transformers
@@ -88,5 +88,5 @@ def _empty_model(config: Mapping[str, Any]) -> Any:
         kind = getattr(transformers, str((config.get("architectures") or [""])[0]))
         with torch.device("meta"):
             return kind(made)
-    except Exception:  # whatever a configuration that is not of this version makes the library raise
+    except Exception:  # a configuration of another version may raise anything
         return None

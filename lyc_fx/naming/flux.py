@@ -1,4 +1,4 @@
-"""Flux.1: the names of Black Forest Labs, with fused projections, and those of diffusers."""
+"""Flux.1: the original names by Black Forest Labs, with fused projections, and those of diffusers."""
 
 from lyc_fx.naming.scheme import Dialect, Rule, Scheme, rule
 
@@ -17,7 +17,7 @@ _STEM = (
 
 
 def _double(stream: str, qkv: tuple[str, str, str], out: str, feed: str, norm: str) -> tuple[Rule, ...]:
-    """One of the two streams of a double block."""
+    """Return the rules for one of the two streams of a double block."""
     theirs, ours = f"double_blocks.{{}}.{stream}", "transformer_blocks.{}"
     return (
         rule(f"{theirs}_attn.qkv", *(f"{ours}.attn.{name}" for name in qkv)),
@@ -61,4 +61,4 @@ FLUX = Scheme(
         (f"{_SINGLE}.attn.to_q", f"{_SINGLE}.proj_mlp"),
     ),
 )
-"""`linear1` is q, k, v and the MLP's input; shift and scale of the last layer are swapped"""
+"""`linear1` is q, k, v and the MLP's input; shift and scale of the last layer are swapped in diffusers"""

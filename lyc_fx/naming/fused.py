@@ -1,7 +1,8 @@
-"""Projections that one model has fused and another apart, wherever they stand.
+"""Projections that some models have fused and others as separate layers, in any module.
 
-Where the model is the fused one, its rows are those of queries, as many as attention's output has inputs, and keys and
-values in equal parts; without such an output beside it, all parts are equal, and an adapter for others is refused.
+In a fused weight, the rows of queries are as many as the inputs of the attention's output layer, and the rest is
+divided equally between keys and values. Without such an output layer beside it, all parts are taken to be equal, and
+an adapter with other sizes is refused.
 """
 
 from lyc_fx.naming.scheme import Dialect, Rule, Scheme, rule
@@ -33,6 +34,6 @@ FUSED = Scheme(
 Not `query_key_value` of BLOOM, Falcon, GPT-NeoX and Persimmon: its rows are interleaved by heads.
 """
 FUSIONS = tuple((each.original, each.diffusers) for each in FUSED.rules if len(each.diffusers) > 1)
-"""The fused ones, and their members in the order of their rows"""
+"""The fused modules, each with its members in the order of their rows"""
 INTERLEAVED = "query_key_value"
-"""A fused weight whose rows nobody can split without the number of heads"""
+"""A fused module whose rows cannot be split without knowing the number of heads"""

@@ -1,12 +1,13 @@
-"""Experts whose two parameters, `gate_up_proj` and `down_proj`, show each other's orientation."""
+"""The orientation of experts' parameters: that of `gate_up_proj` shows that of a square `down_proj`."""
 
 from collections.abc import Mapping
 
 
 def in_before_out(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether experts' square `down_proj` is `(experts, in, out)`: then the parameter beside it is `(experts, X, 2·X)`.
+    """Return whether a square `down_proj` of experts is stored as `(experts, in, out)`, as in GPT-OSS.
 
-    GPT-OSS has all its experts so. One that is not square shows it itself.
+    That is so if `gate_up_proj` beside it is `(experts, n, 2·n)`. If `down_proj` is not square, this returns False: its
+    own shape shows the orientation.
     """
     owner, _, leaf = name.rpartition(".")
     own, beside = shapes[name], shapes.get(f"{owner}.gate_up_proj", ())

@@ -1,6 +1,6 @@
-"""Names in memory of the classes of transformers 5, for where the library is not installed or does not know a class.
+"""Names in the classes of transformers 5, for use without the library, or for a class that it does not have.
 
-By `model_type` of config.json, and only of types whose checkpoints call something otherwise.
+The rules are by `model_type` of config.json, for types whose checkpoints use other names than the class.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Rules = tuple[tuple[str, str], ...]
-"""A pattern in a stored name, and what it becomes; applied in order"""
+"""Regular expressions in stored names, with their replacements, applied in order"""
 
 _COMPOSITE: Rules = (
     (r"^language_model\.lm_head\.", "lm_head."),
@@ -46,9 +46,9 @@ TYPES = frozenset(each for types, _ in _KNOWN for each in types)
 
 
 def known_names(config: Mapping[str, Any], stored: Iterable[str]) -> dict[str, str]:
-    """What the class calls the parameters, to the names that are stored; only those that differ.
+    """Return a mapping from names in the model's class to the `stored` names, where these differ.
 
-    A name that is stored is that tensor's own, and one that two would have is none's.
+    Left out are names that are themselves stored, and those to which two stored names would be mapped.
     """
     rules = next((own for types, own in _KNOWN if config.get("model_type") in types), ())
     every = list(stored)

@@ -1,7 +1,7 @@
-"""From the names in an adapter file to the names of a model's parameters, and back.
+"""Looking up the names of an adapter file among all the names that a model's parameters may have.
 
-Names are generated forward, from the model, and looked up: `_` is both a separator and part of names, so that
-decoding `down_blocks_0` is a guess. Where two parameters generate one name, the name is refused.
+All names are generated from the model's parameters, instead of decoding those of the file: `_` is both a separator and
+part of names, so that decoding `down_blocks_0` would be a guess. A name that two parameters generate is ambiguous.
 """
 
 from collections import defaultdict
@@ -12,7 +12,16 @@ from types import MappingProxyType
 from typing import Protocol, final
 
 from lyc_fx.naming.clip import Clip
-from lyc_fx.naming.components import DENOISERS, PREFIXES, Role, component_of, components_of, fits, split, twins
+from lyc_fx.naming.components import (
+    DENOISERS,
+    PREFIXES,
+    Role,
+    component_of,
+    components_of,
+    find_denoisers,
+    may_mean,
+    readings_of,
+)
 from lyc_fx.naming.flux import FLUX
 from lyc_fx.naming.fused import FUSED
 from lyc_fx.naming.piece import Pieces, Shapes, whole
@@ -24,24 +33,24 @@ from lyc_fx.naming.wrappers import plain_names, unwrapped
 
 _LEAVES = ("weight", "bias")
 _MOST_COMPARED = 20_000_000
-"""Letters of a name times letters of all names: a hint must not take minutes"""
+"""The limit for `nearest` on characters of a name times characters of all names, beyond which it would take minutes"""
 
 
 class NamesOf(Protocol):
-    """What knows further names of an architecture."""
+    """A naming scheme of an architecture."""
 
     @property
     def kind(self) -> str:
-        """What diffusers calls the component that has it: `unet`, `transformer`, `text_encoder`."""
+        """diffusers' name for a component of this architecture: `unet`, `transformer`, `text_encoder`; may be empty."""
         ...
 
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
-        """Further names of parameters, `<module>.weight` or `<module>.bias`, and what they stand for."""
+        """Yield further names of parameters, `<module>.weight` or `<module>.bias`, with what they mean."""
         ...
 
 
 SCHEMES: tuple[NamesOf, ...] = (UNet(), FLUX, SD3, WAN, Clip(), FUSED)
-"""Every architecture whose modules have several names"""
+"""The schemes of all architectures whose modules have several names"""
 
 
 @final
@@ -50,41 +59,43 @@ class Name:
     """One name by which a file may mean parameters."""
 
     path: str
-    """Of the module, without a component's prefix if `roles` are known"""
+    """The path of the module, without the component's prefix if `roles` are known"""
     leaf: str
+    """`weight` or `bias`"""
     pieces: Pieces
+    """What the name means"""
     dialect: Dialect = Dialect.own
     roles: frozenset[Role] = frozenset()
-    """Of the component that it belongs to; empty: unknown"""
+    """The roles of the component that it belongs to; empty if unknown"""
     kind: str = ""
-    """What diffusers calls such a component, where the architecture is known"""
+    """diffusers' name for such a component, if the architecture is known"""
 
     @property
     def precedence(self) -> int:
-        """Where a text has several meanings, those of the lowest number count: first whole names of the model's own."""
+        """Of several meanings of a text, those of the lowest precedence count: 0 for whole names of the model."""
         if self.dialect is Dialect.spelling:
             return 2
         return 0 if self.dialect is Dialect.own and not self.roles else 1
 
 
 def flatten(path: str) -> str:
-    """`encoder.layer.0.query` → `encoder_layer_0_query`."""
+    """Replace dots by underscores: `encoder.layer.0.query` → `encoder_layer_0_query`."""
     return path.replace(".", "_")
 
 
 @final
 class Names:
-    """All the names by which an adapter file may mean one of these parameters.
+    """All names that an adapter file may use for the parameters of a model.
 
-    A module's path stands for its weight (or bias); a parameter of another name stands for itself. `aliases`
-    maps further names of a parameter (its module is registered twice) to the one by which it is known.
+    A module's path means its weight or bias; any other parameter is meant by its own name. `aliases` maps further names
+    of a parameter, such as one whose module is registered twice, to its name in `shapes`.
     """
 
     def __init__(self, shapes: Shapes, aliases: Mapping[str, str] = MappingProxyType({})) -> None:
         self._known = {name: name for name in shapes}
         self._known |= {alias: name for alias, name in aliases.items() if name in self._known}
         self._known |= {plain: self._known[name] for plain, name in plain_names(self._known).items()}
-        self.twins = twins(shapes)
+        self.denoisers = find_denoisers(shapes)
         every = {name: tuple(shapes[own]) for name, own in self._known.items()}
         self.all = tuple(_all_names(every))
         self._flat: dict[tuple[str, str], list[Name]] = defaultdict(list)
@@ -92,13 +103,13 @@ class Names:
             self._flat[name.leaf, flatten(name.path)].append(name)
 
     def find(self, module: str, leaf: str, component: str | None = None) -> list[Pieces]:
-        """What the file may mean: one sequence of pieces where all is well, none, or several that collide.
+        """Return all meanings of a file's name for a module: none if it is unknown, several if it is ambiguous.
 
-        `component` is the one of `twins` that names of either mean.
+        `component` is the denoiser, one of `denoisers`, that names of all denoisers are taken to mean.
         """
-        chosen = None if component is None else self.twins[component]
-        readings = split(module)
-        plain = [*split(unwrapped(module)), *((roles, unwrapped(name)) for roles, name in readings)]
+        chosen = None if component is None else self.denoisers[component]
+        readings = readings_of(module)
+        plain = [*readings_of(unwrapped(module)), *((roles, unwrapped(name)) for roles, name in readings)]
         found = self._read(readings, "." in module, leaf, component, chosen)
         return found or self._read(plain, "." in module, leaf, component, chosen)
 
@@ -110,7 +121,7 @@ class Names:
         component: str | None,
         chosen: Role | None,
     ) -> list[Pieces]:
-        """What these readings of a name stand for."""
+        """Return the meanings of these readings of a name."""
         if dotted:
             for _, path in readings:
                 for name in (f"{path}.{leaf}", path, f"{path}.in_proj_{leaf}"):
@@ -120,14 +131,14 @@ class Names:
             name
             for roles, path in readings
             for name in self._flat.get((leaf, flatten(path)), ())
-            if fits(roles, name.roles, chosen)
+            if may_mean(roles, name.roles, chosen)
             and (chosen is None or all(self._is_of(component, piece.parameter) for piece in name.pieces))
         ]
         best = min((name.precedence for name in found), default=0)
         return sorted({self._resolved(name.pieces) for name in found if name.precedence == best}, key=repr)
 
     def _is_of(self, component: str | None, parameter: str) -> bool:
-        """Whether a parameter is of this denoiser, or of none."""
+        """Return whether a parameter belongs to this denoiser, or to none."""
         owner, roles = component_of(parameter)
         return not roles & DENOISERS or owner == f"{component}."
 
@@ -135,9 +146,9 @@ class Names:
         return tuple(replace(piece, parameter=self._known[piece.parameter]) for piece in pieces)
 
     def nearest(self, module: str, leaf: str, count: int = 3) -> list[str]:
-        """The parameters whose names are most like a name that was not found."""
+        """Return the parameters whose names are most similar to a name that was not found."""
         known = {path: names[0] for (kind, path), names in self._flat.items() if kind == leaf}
-        text = flatten(split(module)[-1][1])
+        text = flatten(readings_of(module)[-1][1])
         if len(text) * sum(map(len, known)) > _MOST_COMPARED:
             return []
         close = get_close_matches(text, known, n=count, cutoff=0.6)
@@ -145,7 +156,7 @@ class Names:
 
 
 def _all_names(shapes: Shapes) -> Iterator[Name]:
-    """The names of every parameter: its own, without its component's prefix, and those of its architecture."""
+    """Yield all names of every parameter: its own, with and without its component's prefix, and its architecture's."""
     components: dict[tuple[str, frozenset[Role]], dict[str, str]] = defaultdict(dict)
     for parameter in sorted(shapes):
         yield from _leaves(Name(parameter, "", whole(parameter)))
@@ -164,7 +175,7 @@ def _all_names(shapes: Shapes) -> Iterator[Name]:
 
 
 def module_form(parameter: str) -> str:
-    """`attn.in_proj_weight`, as `nn.MultiheadAttention` has it, as if it were a module's: `attn.in_proj.weight`."""
+    """Rename parameters of `nn.MultiheadAttention` as if of a module: `attn.in_proj_weight` → `attn.in_proj.weight`."""
     for leaf in _LEAVES:
         if parameter.endswith(f".in_proj_{leaf}"):
             return f"{parameter.removesuffix(f'_{leaf}')}.{leaf}"
@@ -172,7 +183,7 @@ def module_form(parameter: str) -> str:
 
 
 def _leaves(name: Name) -> Iterator[Name]:
-    """The leaf and the paths by which a file may mean a parameter, whose name stands in `path`."""
+    """Split the parameter name in `name.path` into path and leaf, in all ways that a file may use."""
     plain = True
     for leaf in _LEAVES:
         path = module_of(name.path, leaf)
@@ -188,7 +199,7 @@ def _leaves(name: Name) -> Iterator[Name]:
 
 
 def module_of(parameter: str, leaf: str) -> str | None:
-    """`fc.weight` → `fc` for leaf `weight`; None where the parameter is no such leaf."""
+    """Return the module's path: `fc`, for `fc.weight` and the leaf `weight`. None if the parameter has another leaf."""
     if parameter == leaf:
         return ""
     return parameter.removesuffix(f".{leaf}") if parameter.endswith(f".{leaf}") else None

@@ -1,4 +1,4 @@
-"""`Piece`: which rows of which parameter a name stands for."""
+"""`Piece`: the rows of a parameter that a name in an adapter file means."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,26 @@ Shapes = Mapping[str, tuple[int, ...]]
 @final
 @dataclass(frozen=True)
 class Piece:
-    """One stretch of rows. A name for several parameters, or for a part of one, stands for a sequence of them."""
+    """Consecutive rows of one parameter. A name for several parameters, or for a part of one, means several pieces."""
 
     parameter: str
     rows: Rows | None = None
-    """Of the parameter; None for all"""
-    of: Rows | None = None
-    """Of what the name stands for; None for all"""
+    """The rows of the parameter; None for all"""
+    source_rows: Rows | None = None
+    """The rows of the weight that the name means, and so of its adapter, which go to `rows`; None for all"""
 
 
 Pieces = tuple[Piece, ...]
+"""What one name means: the pieces of its weight"""
 
 
 def whole(parameter: str) -> Pieces:
-    """A name for one parameter as it is."""
+    """Return the pieces of a name for exactly one parameter."""
     return (Piece(parameter),)
 
 
 def concatenated(parameters: Sequence[str], shapes: Shapes) -> Pieces:
-    """A name for the rows of several parameters, one after another (fused qkv for separate projections)."""
+    """Return the pieces of a name for several parameters stacked along their rows: fused qkv, for q, k and v."""
     made, start = [], 0
     for parameter in parameters:
         stop = start + shapes[parameter][0]
@@ -41,7 +42,7 @@ def concatenated(parameters: Sequence[str], shapes: Shapes) -> Pieces:
 
 
 def parts(parameter: str, sizes: Sequence[int]) -> list[Pieces]:
-    """For each stretch of a parameter's rows, the name for it alone (a separate projection for fused qkv)."""
+    """Split a parameter into rows of these sizes, and return the pieces of each: q, k and v, for fused qkv."""
     made: list[Pieces] = []
     start = 0
     for size in sizes:
@@ -51,6 +52,6 @@ def parts(parameter: str, sizes: Sequence[int]) -> list[Pieces]:
 
 
 def halves_swapped(parameter: str, rows: int) -> Pieces:
-    """A name for a parameter whose two halves stand the other way round (shift and scale of adaLN)."""
+    """Return the pieces of a name for a parameter with its two halves in the other order (shift and scale of adaLN)."""
     half = rows // 2
     return (Piece(parameter, (half, rows), (0, half)), Piece(parameter, (0, half), (half, rows)))

@@ -1,4 +1,4 @@
-"""`Scheme`: what else the modules of an architecture are called, as a table of rules that hold both ways."""
+"""`Scheme`: the two names of each module of an architecture, as a table of rules that work in both directions."""
 
 import re
 from collections import defaultdict
@@ -15,41 +15,46 @@ _NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 
 
 class Dialect(Enum):
-    """Who named the modules."""
+    """Where a name comes from."""
 
     own = "own"
     """The model at hand"""
     original = "original"
-    """The first publication of the architecture; kohya and ComfyUI use it for all but SD 1 and 2"""
+    """The original publication of the architecture; used by kohya and ComfyUI, except by kohya for SD 1 and 2"""
     diffusers = "diffusers"
     """diffusers or transformers"""
     spelling = "spelling"
-    """Some files; it is read, and never written"""
+    """Some adapter files; such names are read, but never written"""
 
 
 @final
 @dataclass(frozen=True)
 class Rule:
-    """One module of the original, and what stands for it in diffusers. `{}` is a number, the same on both sides.
+    """A module's original name and its name in diffusers. `{}` is a number, the same on both sides.
 
-    With several modules on the right, the original's rows are theirs, one after another; one without a name is a rest.
+    If diffusers has several modules for it, the original's rows are theirs stacked in this order; an empty name stands
+    for rows without a module.
     """
 
     original: str
     diffusers: tuple[str, ...]
     continuous: bool = False
-    """An adaLN that gives shift and scale only (two values per channel) has them the other way round in diffusers"""
+    """For an adaLN with only shift and scale (two values per channel): diffusers has the two in the other order"""
     inner: tuple[int, ...] = ()
-    """Rows of all parts but the last in units of the module's inputs (`linear1` of Flux); else all have as many"""
+    """The rows of all parts but the last, in units of the module's inputs (`linear1` of Flux); empty: all are equal"""
     dialect: Dialect = Dialect.diffusers
-    """Whose names those on the right are"""
+    """The dialect of the names in `diffusers`"""
     readers: tuple[str, ...] = ()
-    """Modules beside the original, of which the one that is there has as many inputs as the first part has rows; the
-    other parts are equal. (Attention's output says how many rows queries have, where keys and values have fewer.)"""
+    """Modules beside the original; the one that the model has tells, by its number of inputs, the rows of the first
+    part, and the other parts are equal. (Attention's output layer shows the rows of queries; keys and values may have
+    fewer.)"""
 
     def sizes(self, shape: Sequence[int], columns: int | None, read: int | None = None) -> list[int] | None:
-        """Rows of each part of the original's parameter, of a module with `columns` inputs, beside one of the `readers`
-        that has `read`; None where it does not split so."""
+        """Return the number of rows of each part of the original's parameter, or None if it cannot be split so.
+
+        `shape` is that of the parameter, `columns` the module's number of inputs, and `read` that of the module in
+        `readers`, if there is one.
+        """
         count, rows = len(self.diffusers), shape[0]
         if self.inner:
             first = [] if columns is None else [unit * columns for unit in self.inner]
@@ -68,24 +73,24 @@ def rule(
     dialect: Dialect = Dialect.diffusers,
     readers: tuple[str, ...] = (),
 ) -> Rule:
-    """A row of a scheme's table."""
+    """Make a `Rule`, with the names in diffusers as separate arguments."""
     return Rule(original, diffusers, continuous, inner, dialect, readers)
 
 
 @final
 @dataclass(frozen=True)
 class Scheme:
-    """The rules of one architecture, or of one kind of module wherever it stands (`anywhere`)."""
+    """The rules of one architecture, or of one kind of module in any place (`anywhere`)."""
 
     rules: tuple[Rule, ...]
     marks: tuple[tuple[str, ...], ...] = ()
-    """Sets of modules by which the architecture is known: one of them must be there as a whole"""
+    """Sets of modules that identify the architecture: a model must have all modules of one of them"""
     kind: str = ""
-    """What diffusers calls the component that has it"""
+    """diffusers' name for a component of this architecture"""
     anywhere: bool = False
-    """Rules are tails of module names, not whole names"""
+    """Whether rules are for the ends of module names, instead of whole names"""
     bare: tuple[tuple[str, str], ...] = ()
-    """Parameters that are no module's weight or bias: the original's name, and that of diffusers"""
+    """Parameters that are not the weight or bias of a module: original name, and name in diffusers"""
 
     @cached_property
     def _by_original(self) -> dict[str, list[Rule]]:
@@ -103,11 +108,14 @@ class Scheme:
 
     @cached_property
     def _deepest(self) -> int:
-        """The most dots in a rule."""
+        """The largest number of segments in a rule."""
         return max(name.count(".") for each in self.rules for name in (each.original, *each.diffusers)) + 1
 
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
-        """Further names of parameters, `<module>.weight` or `<module>.bias`, and what they stand for."""
+        """Yield further names of parameters, `<module>.weight` or `<module>.bias`, with what they mean.
+
+        Yields none if the parameters in `shapes` are not of this architecture.
+        """
         if not self._known(shapes):
             return
         for parameter in shapes:
@@ -135,7 +143,7 @@ class Scheme:
         return not self.marks or any(modules.issuperset(marks) for marks in self.marks)
 
     def _matches(self, module, table, side) -> Iterator[tuple[Rule, str, list[str]]]:  # type: ignore[no-untyped-def]
-        """The rules whose side is this module; what stands before it; its numbers."""
+        """Yield the rules that match a module on one side, with the prefix before the match, and the numbers in it."""
         parts = module.rsplit(".", self._deepest) if self.anywhere else [module]
         for tail in (".".join(parts[first:]) for first in range(len(parts))):
             for each in table.get(_wild(tail), ()):
@@ -149,7 +157,7 @@ def _split(
 ) -> Iterator[tuple[Dialect, str, Pieces]]:
     names = [name and f"{head}{name.format(*numbers)}.{leaf}" for name in each.diffusers]
     if len(names) == 1:
-        yield each.dialect, names[0], _turned(each, parameter, shapes, columns)
+        yield each.dialect, names[0], _in_order(each, parameter, shapes, columns)
         return
     beside = parameter.rpartition(".")[0].rpartition(".")[0]
     read = next((n for name in each.readers if (n := _columns(shapes, f"{beside}.{name}")) is not None), None)
@@ -167,18 +175,19 @@ def _fused(
         name = f"{head}{each.original.format(*numbers)}.{leaf}"
         one = len(members) == 1
         dialect = Dialect.original if each.dialect is Dialect.diffusers else each.dialect
-        pieces = _turned(each, members[0], shapes, columns) if one else concatenated(members, shapes)
+        pieces = _in_order(each, members[0], shapes, columns) if one else concatenated(members, shapes)
         yield dialect, name, pieces
 
 
-def _turned(each: Rule, parameter: str, shapes: Shapes, columns: int | None) -> Pieces:
+def _in_order(each: Rule, parameter: str, shapes: Shapes, columns: int | None) -> Pieces:
+    """Return the pieces of a parameter that has one module on both sides: whole, or its halves swapped."""
     rows = shapes[parameter][0] if shapes[parameter] else 0
     swapped = each.continuous and columns is not None and rows == 2 * columns
     return halves_swapped(parameter, rows) if swapped else whole(parameter)
 
 
 def _columns(shapes: Shapes, module: str) -> int | None:
-    """How many inputs a module has, also where its bias is asked about."""
+    """Return how many inputs a module has, by the shape of its weight; None if that is unknown."""
     shape = shapes.get(f"{module}.weight", ())
     return shape[1] if len(shape) > 1 else None
 
@@ -188,7 +197,7 @@ def _wild(path: str) -> str:
 
 
 def _numbers(template: str, path: str) -> list[str] | None:
-    """The numbers in the places of `{}`; None where other parts differ."""
+    """Return the numbers in a path at the places of `{}` in a template; None if other segments differ."""
     found = []
     for wanted, given in zip(template.split("."), path.split("."), strict=True):
         if wanted == "{}":

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3: Stability's names of the MMDiT, with fused projections, and those of diffusers."""
+"""Stable Diffusion 3: the original names by Stability AI, with fused projections, and those of diffusers."""
 
 from lyc_fx.naming.scheme import Rule, Scheme, rule
 
@@ -16,7 +16,10 @@ _STEM = (
 
 
 def _stream(stream: str, qkv: tuple[str, str, str], out: str, feed: str, norm: str) -> tuple[Rule, ...]:
-    """One of the two streams of a joint block. The last block's context only has an adaLN of shift and scale."""
+    """Return the rules for one stream of a joint block.
+
+    In the last block, the adaLN of the context has only shift and scale.
+    """
     theirs = f"joint_blocks.{{}}.{stream}"
     return (
         rule(f"{theirs}.attn.qkv", *(f"{_OURS}.attn.{name}" for name in qkv)),

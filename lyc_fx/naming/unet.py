@@ -1,8 +1,8 @@
 """Stable Diffusion's UNet: the original names (LDM, SGM), and those of diffusers.
 
-kohya's SDXL adapters use the original ones: `lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q`. With L
-resnets in each block, input block `1 + b·(L+1) + r` is down block b, resnet r, and output block `b·(L+1) + r` is up
-block b, resnet r (which has L+1 of them).
+kohya's SDXL adapters use the original names: `lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q`. With L
+resnets in each down block, input block `1 + b·(L+1) + r` is down block b, resnet r, and output block `b·(L+1) + r` is
+up block b, resnet r (an up block has L+1 of them).
 """
 
 import re
@@ -44,12 +44,12 @@ _MIDDLE = re.compile(r"(mid_block\.(?:resnets|attentions)\.\d+)\.(.*)")
 @final
 @dataclass(frozen=True)
 class UNet:
-    """The other names of a UNet, whichever its own are."""
+    """The naming scheme of UNets, for models with either kind of names."""
 
     kind: str = "unet"
 
     def aliases(self, shapes: Shapes) -> Iterator[tuple[Dialect, str, Pieces]]:
-        """As `Scheme.aliases`."""
+        """Yield further names of parameters, as `Scheme.aliases`."""
         for dialect, names in ((Dialect.original, LdmNames.of(shapes)), (Dialect.diffusers, BlockNames.of(shapes))):
             for parameter in shapes if names is not None else ():
                 module, _, leaf = parameter.rpartition(".")
@@ -61,16 +61,16 @@ class UNet:
 @final
 @dataclass(frozen=True)
 class LdmNames:
-    """The original names for a diffusers UNet, whose layout its own parameter names tell."""
+    """The original names for a diffusers UNet, whose layout follows from its parameter names."""
 
     layers: int
-    """L, resnets in each down block"""
+    """L, the number of resnets in each down block"""
     with_attention: frozenset[int]
-    """Up blocks that have attention: their upsampler stands third, not second"""
+    """The up blocks with attention: their upsampler is third in the output block, not second"""
 
     @classmethod
     def of(cls, parameters: Iterable[str]) -> Self | None:
-        """None where these are not the parameters of a diffusers UNet."""
+        """Make this for a model with these parameters; None if they are not those of a diffusers UNet."""
         found = [match for name in parameters if (match := _BLOCK.match(name))]
         resnets = {int(m[4]) for m in found if (m[1], m[2], m[3]) == ("down", "0", "resnets")}
         if not resnets or not any(m[1] == "up" for m in found):
@@ -79,7 +79,7 @@ class LdmNames:
         return cls(max(resnets) + 1, attended)
 
     def path(self, module: str) -> str | None:
-        """`down_blocks.1.attentions.0.proj_in` → `input_blocks.4.1.proj_in`; None for a module without such a name."""
+        """Rename a module: `down_blocks.1.attentions.0.proj_in` → `input_blocks.4.1.proj_in`; None if that fails."""
         if module in _STEM:
             return _STEM[module]
         if middle := _MIDDLE.fullmatch(module):
@@ -108,11 +108,11 @@ class BlockNames:
     """diffusers' names for an original UNet: the inverse of `LdmNames`."""
 
     layers: int
-    """L, resnets in each down block"""
+    """L, the number of resnets in each down block"""
 
     @classmethod
     def of(cls, parameters: Iterable[str]) -> Self | None:
-        """None where these are not the parameters of an original UNet."""
+        """Make this for a model with these parameters; None if they are not those of an original UNet."""
         found = [match for name in parameters if (match := _ORIGINAL.match(name))]
         inputs = {int(m[2]) for m in found if m[1] == "input"}
         if not inputs or not any(m[1] == "output" for m in found):
@@ -121,7 +121,7 @@ class BlockNames:
         return cls(min(down) - 1 if down else max(inputs))
 
     def path(self, module: str) -> str | None:
-        """`input_blocks.4.1.proj_in` → `down_blocks.1.attentions.0.proj_in`; None for a module without such a name."""
+        """Rename a module: `input_blocks.4.1.proj_in` → `down_blocks.1.attentions.0.proj_in`; None if that fails."""
         if module in _STEM_BACK:
             return _STEM_BACK[module]
         if middle := _MIDDLE_BACK.fullmatch(module):

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: the names of the publication, and those of diffusers."""
+"""Wan 2.1 and 2.2: the original names, and those of diffusers."""
 
 from lyc_fx.naming.scheme import Scheme, rule
 
@@ -37,4 +37,4 @@ WAN = Scheme(
     kind="transformer",
     marks=(("blocks.{}.self_attn.q", "blocks.{}.cross_attn.q"), ("blocks.{}.attn1.to_q", "blocks.{}.attn2.to_q")),
 )
-"""Each block has a self-attention, a cross-attention (with images: two more projections) and a feedforward layer"""
+"""Each block has self-attention, cross-attention (with two more projections for images) and a feedforward layer"""

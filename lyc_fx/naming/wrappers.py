@@ -1,6 +1,6 @@
-"""Segments that wrappers put into names: torch.compile, DataParallel and DDP, FSDP, activation checkpointing, PEFT.
+"""Removing the segments that wrappers add to names: torch.compile, DataParallel and DDP, FSDP, checkpointing, PEFT.
 
-They stand in models, in checkpoints and in adapter files, and mean nothing.
+They occur in models, checkpoints and adapter files, and have no meaning.
 """
 
 import re
@@ -17,9 +17,9 @@ _SURE = (
     "base_layer",
     "base_model.model",
 )
-"""Of torch.compile, checkpoint_wrapper, FSDP, Lightning Fabric, and PEFT"""
+"""The segments of torch.compile, checkpoint_wrapper, FSDP, Lightning Fabric, and PEFT"""
 _FIRST = "module."
-"""Of DataParallel, DDP and AveragedModel; it may also be a module's own name"""
+"""The prefix of DataParallel, DDP and AveragedModel; it may also be a module's own name"""
 _SEGMENTS = (*_SURE, _FIRST[:-1])
 
 
@@ -33,21 +33,21 @@ _DOTTED, _DOTTED_SURE, _FLAT = _pattern(_SEGMENTS, "."), _pattern(_SURE, "."), _
 
 
 def unwrapped(name: str) -> str:
-    """A name without such segments: `module.blocks._orig_mod.fc.weight` → `blocks.fc.weight`; a flat one likewise.
+    """Remove such segments from a name: `module.blocks._orig_mod.fc.weight` → `blocks.fc.weight`; also a flat name.
 
-    A segment such as `module` may be the model's own: that a name has one, and not another, must be asked first.
+    A segment such as `module` may be the model's own, so the caller must look up the whole name first.
     """
     return _without(_DOTTED if "." in name else _FLAT, name)
 
 
 def _without(pattern: re.Pattern[str], name: str) -> str:
-    while (shorter := pattern.sub("", name)) != name:  # what one at the start leaves may start with another
+    while (shorter := pattern.sub("", name)) != name:  # removing one segment may bring another to the start
         name = shorter
     return name
 
 
 def without_wrappers(shapes: Mapping[str, Value]) -> dict[str, Value]:
-    """A model's parameters under the names that they have without wrappers, where these are surely none of its own."""
+    """Return a model's parameters with names without wrappers, if the removed segments cannot be names of its own."""
     first = _FIRST if all(name.startswith(_FIRST) for name in shapes) else ""
     short = {name: _without(_DOTTED_SURE, name.removeprefix(first)) for name in shapes}
     counts = Counter(short.values())
@@ -55,7 +55,7 @@ def without_wrappers(shapes: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Names without wrappers, to those with them; not where two become one, or one that is there already."""
+    """Return a mapping from names without wrappers to those with them, leaving out ambiguous and existing names."""
     every = list(names)
     plain = {name: short for name in every if (short := unwrapped(name)) != name}
     counts = Counter(plain.values())

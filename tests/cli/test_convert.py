@@ -70,10 +70,10 @@ def test_the_error_of_an_approximation_is_printed(flux: Path, lyc) -> None:  # t
     ("options", "message"),
     [
         (["--to", "kohya", "--like", "nope"], "nope: there is no such file"),
-        (["--to", "diffusers"], "the model's own names and shapes cannot be read out of these"),
+        (["--to", "diffusers"], "the model's own names and shapes cannot be derived from these"),
         (["--to", "kohya", "--like", "a.safetensors"], "30 adapters cannot be converted"),
         (["--to", "lycoris", "-o", "a.safetensors"], "is an input as well as the output"),
-        (["--to", "peft", "--like", "model.safetensors", "-o", "."], "holds a.safetensors, which is an input"),
+        (["--to", "peft", "--like", "model.safetensors", "-o", "."], "contains a.safetensors, which is an input"),
     ],
     ids=["no model", "no names", "another model", "onto itself", "a directory that is there"],
 )

@@ -13,8 +13,8 @@ from nets import CASES, one, random_for
 import lyc_fx
 from lyc_fx.cli.demo.data import Data
 from lyc_fx.cli.demo.excerpt import excerpt
-from lyc_fx.cli.demo.roads import demand
-from lyc_fx.cli.demo.search import Search, searched, telling
+from lyc_fx.cli.demo.roads import require_close
+from lyc_fx.cli.demo.search import Search, pick_queries, run_search
 from lyc_fx.errors import BadFile, LycFxError
 from lyc_fx.families.locon import LoCon
 
@@ -39,7 +39,7 @@ def test_the_whole_demo(lyc, few: Path, monkeypatch, capfd) -> None:
     from lyc_fx.cli.demo import story
 
     # examples/03_graph.py and the full demo compile by inductor, which takes half a minute here
-    monkeypatch.setattr(story, "compiled", lambda gm, inputs: (gm, "not compiled"))
+    monkeypatch.setattr(story, "compile_program", lambda gm, inputs: (gm, "not compiled"))
     said = lyc("demo", "--adapter", "lokr", "--data", few)
     assert (said.code, said.err) == (0, "")
     assert "37 adapters on 37 weights: 37 lokr" in capfd.readouterr().out  # of the command that the demo starts
@@ -81,7 +81,7 @@ def test_missing_data(lyc, tmp_path: Path) -> None:
     said = lyc("demo", "--data", tmp_path)
     assert (said.code, said.out) == (1, "")
     missing = "expected_loha.safetensors, test_pairs.json, numbers.json"
-    assert said.err == f"error: {tmp_path} lacks {missing}; name a checkout's examples/minilm with --data\n"
+    assert said.err == f"error: {tmp_path} lacks {missing}; give the folder examples/minilm of a checkout with --data\n"
 
 
 def test_unknown_adapter(lyc) -> None:
@@ -113,7 +113,7 @@ def test_figures_by_hand() -> None:
         "mrr": pytest.approx((1 + 1 / 3 + 1 / 2) / 3),
     }
     vectors = torch.eye(3)
-    assert torch.equal(searched(torch.cat([vectors, vectors.flip(0)])).scores, vectors.flip(0))
+    assert torch.equal(run_search(torch.cat([vectors, vectors.flip(0)])).scores, vectors.flip(0))
 
 
 def test_the_queries_shown_gained_and_lost_most() -> None:
@@ -121,13 +121,13 @@ def test_the_queries_shown_gained_and_lost_most() -> None:
     before[0], after[0] = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([1.0, 0, 0, 0])  # rank 4 → 1
     before[2], after[2] = torch.tensor([0.5, 0, 0.1, 0]), torch.tensor([0, 0, 1.0, 0])  # rank 2 → 1
     after[3] = torch.tensor([0.5, 0, 0, 0.1])  # rank 1 → 2
-    assert telling(Search(before), Search(after)) == [0, 2, 3]
+    assert pick_queries(Search(before), Search(after)) == [0, 2, 3]
 
 
 def test_roads_that_disagree_are_an_error() -> None:
-    demand({"one": 0.0, "two": 1e-10}, 1e-9, "states")
+    require_close({"one": 0.0, "two": 1e-10}, 1e-9, "states")
     with pytest.raises(LycFxError, match=r"states differ by more than 1e-09: two 1e-08, three nan"):
-        demand({"one": 0.0, "two": 1e-8, "three": float("nan")}, 1e-9, "states")
+        require_close({"one": 0.0, "two": 1e-8, "three": float("nan")}, 1e-9, "states")
 
 
 def test_excerpt_is_what_stands_at_the_layer() -> None:

@@ -24,5 +24,5 @@ def test_a_base_with_a_factor_in_it_is_not_taken_for_an_adapter(files, lyc) -> N
     broken = files.folder / "broken.safetensors"
     save_file({**load_file(files.locon), "lycoris_fc.mystery": torch.ones(2)}, broken)
     done = lyc("fold", mixed, broken, "-o", files.folder / "out.safetensors")
-    assert done.code == 1 and "is an adapter itself" not in done.err
+    assert done.code == 1 and "is itself an adapter" not in done.err
     assert "lycoris_fc.mystery: no format reads this key" in done.err

@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
     "base is an empty directory": (
         lambda f: _fold(_empty(f), f.locon, f.out),
         1,
-        ["empty: no .safetensors file is in this folder"],
+        ["empty: this folder contains no .safetensors file"],
     ),
     "output is a directory": (lambda f: _fold(f.base, f.locon, f.folder), 1, ["is a directory; name the output file"]),
     "output in no directory": (
@@ -143,7 +143,7 @@ CASES: dict[str, tuple[Spoil, int, list[str]]] = {
     "output is the base by a link": (
         lambda f: _fold(f.base, f.locon, _linked(f)),
         1,
-        ["link.safetensors: is a link to ", "name that itself"],
+        ["link.safetensors: is a link to ", "give that path instead"],
     ),
     "output is an adapter": (lambda f: _fold(f.base, f.locon, f.locon), 1, ["is an input as well as the output"]),
     "strength is no number": (lambda f: _fold(f.base, f"{f.locon}@0,5", f.out), 2, ["the strength '0,5' is not a"]),
@@ -199,13 +199,13 @@ def test_errors(files, lyc, name: str) -> None:
     ids=["full disk", "broken disk", "memory", "torch's memory", "Ctrl-C"],
 )
 def test_failures_while_writing(files, lyc, monkeypatch, error: BaseException, message: str) -> None:
-    original = lyc_fx.folding.fold.run
+    original = lyc_fx.folding.fold.run_jobs
 
     def failing(*arguments, **options):
         original(*arguments, **options)
         raise error
 
-    monkeypatch.setattr(lyc_fx.folding.fold, "run", failing)
+    monkeypatch.setattr(lyc_fx.folding.fold, "run_jobs", failing)
     files.out.write_bytes(b"an older file")
     before = files.held()
     said = lyc("fold", files.base, files.locon, "-o", files.out, "--force")

@@ -73,7 +73,7 @@ FILES: dict[str, Case] = {
     ),
     "directory": (
         fold(lambda f: f.folder / "empty", locon),
-        "…/empty: no .safetensors file is in this folder",
+        "…/empty: this folder contains no .safetensors file",
     ),
     "cut": (
         fold(base, lambda f: named("cut.st", f.locon.read_bytes()[:64])(f)),
@@ -112,7 +112,7 @@ MEANT: dict[str, Case] = {
     ),
     "twice an adapter": (
         fold(locon, lambda f: f.lokr),
-        "…/locon.safetensors: is an adapter itself; the model comes first: lyc-fx fold BASE ADAPTER -o OUT",
+        "…/locon.safetensors: is itself an adapter; give the model first: lyc-fx fold BASE ADAPTER -o OUT",
     ),
     "flux": (
         fold(base, stored("a.safetensors", factors("lora_unet_double_blocks_0_img_attn_proj"))),
@@ -128,7 +128,8 @@ MEANT: dict[str, Case] = {
     "another component": (
         fold(base, stored("a.safetensors", {**factors("lora_unet_fc"), **factors("lora_te1_encoder")})),
         "1 adapter cannot be applied:\n  …/a.safetensors: 1 adapter of another component, lora_te1_*, such as "
-        "lora_te1_encoder\nThe model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge("
+        "lora_te1_encoder\nThese adapters are for other components of a pipeline: give the whole pipeline "
+        "(lyc_fx.merge("
         'pipe, …)), or leave them out: adapters.exclude("lora_te1_*") (command line: --exclude "lora_te1_*").',
     ),
     "misspelt": (
@@ -145,10 +146,10 @@ MEANT: dict[str, Case] = {
     "unread": (
         fold(base, changed(lycoris_fc__mystery=torch.ones(2))),
         "1 adapter cannot be applied:\n  …/changed.safetensors: lycoris_fc.mystery: no format reads this "
-        "key\nWithout a "
-        "key that nobody understands this may be another adapter than was trained: leave such modules out by name "
-        "(adapters.exclude, --exclude PATTERN), or apply what is understood and list the rest: strict=False "
-        "(--no-strict).",
+        "key\nWithout such "
+        "a key, the result may differ from the adapter that was trained: leave these modules out by name "
+        "(adapters.exclude, command line: --exclude PATTERN), or apply the rest and list these keys in the report: "
+        "strict=False (command line: --no-strict).",
     ),
     "incomplete": (
         fold(base, changed(lycoris_fc__lora_up__weight=None)),
@@ -180,7 +181,7 @@ OPTIONS: dict[str, Case] = {
     ),
     "component": (
         fold(base, locon, "--component", "transformer_2"),
-        "component transformer_2: is none of the components that have the same names: the model has no two",
+        "component transformer_2: is not one of the components with the same parameter names: the model has none",
     ),
     "not finite": (fold(base, text("…/locon.safetensors@nan")), "…/locon.safetensors: strength nan is not finite"),
     "onto the base": (
@@ -189,18 +190,21 @@ OPTIONS: dict[str, Case] = {
     ),
     "no suffix": (
         fold(base, locon, out="merged"),
-        "…/merged: what is written is a safetensors file: name it merged.safetensors",
+        "…/merged: the output is a safetensors file: name it merged.safetensors",
     ),
     "checkpoint": (
         fold(base, locon, out="merged.ckpt"),
-        "…/merged.ckpt: what is written is a safetensors file: name it merged.ckpt.safetensors",
+        "…/merged.ckpt: the output is a safetensors file: name it merged.ckpt.safetensors",
     ),
-    "resume": (fold(base, locon, "--resume"), "--resume is for folders of shards: a single file is written anew"),
+    "resume": (
+        fold(base, locon, "--resume"),
+        "…/out.safetensors: resume=True (command line: --resume) works only for folders: a single file is always "
+        "written from the start",
+    ),
     "convention": (
         lambda f: ["convert", f.locon, "--to", "diffusers", "-o", f.folder / "c.safetensors"],
-        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be read out "
-        "of these; "
-        "name the model that they are for, or a checkpoint of it: like=… (command line: --like FILE)",
+        "…/locon.safetensors: lycoris_block_0_conv, lycoris_fc: the model's own names and shapes cannot be derived "
+        "from these; give the model that they are for, or a checkpoint of it: like=… (command line: --like FILE)",
     ),
     "inspect a model": (
         lambda f: ["inspect", f.base],

@@ -56,7 +56,7 @@ def test_a_folder_is_replaced_only_where_lyc_fx_wrote_all_of_it(files, model: Pa
     assert not (out / "old.txt").exists()
     save_file({"mine": torch.zeros(2)}, out / "mine.safetensors")
     said = lyc(*fold, "--force")
-    assert said.code == 1 and "lyc-fx did not write all that is in it" in said.err
+    assert said.code == 1 and "lyc-fx did not write everything in it" in said.err
     assert load_file(out / "mine.safetensors")
     assert sorted(p.name for p in files.folder.iterdir() if "part" in p.name) == []
 
@@ -64,9 +64,9 @@ def test_a_folder_is_replaced_only_where_lyc_fx_wrote_all_of_it(files, model: Pa
 WRONG: dict[str, tuple[Callable[[Any], Path], str]] = {
     "a checkpoint": (
         lambda f: f.folder / "out.ckpt",
-        "what is written is a safetensors file: name it out.ckpt.safetensors",
+        "the output is a safetensors file: name it out.ckpt.safetensors",
     ),
-    "no suffix": (lambda f: f.folder / "out", "what is written is a safetensors file: name it out.safetensors"),
+    "no suffix": (lambda f: f.folder / "out", "the output is a safetensors file: name it out.safetensors"),
     "a link": (lambda f: linked(f), "is a link to"),
     "a directory": (lambda f: f.folder, "is a directory"),
     "an adapter": (lambda f: f.locon, "is an input as well as the output"),
@@ -180,7 +180,7 @@ def test_the_folder_of_a_training_is_never_replaced(beside: str, files) -> None:
     conversion.save(out)
     (out / beside).parent.mkdir(exist_ok=True)
     (out / beside).write_bytes(b"days of work")
-    for force, words in ((False, "exists; force=True"), (True, "lyc-fx did not write all that is in it")):
+    for force, words in ((False, "exists; force=True"), (True, "lyc-fx did not write everything in it")):
         with pytest.raises(BadFile, match=words):
             conversion.save(out, force=force)
     assert (out / beside).read_bytes() == b"days of work"

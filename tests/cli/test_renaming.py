@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter, WrongArgument
-from lyc_fx.renaming import renamed
+from lyc_fx.renaming import rename
 
 STRENGTH = 0.7
 
@@ -35,7 +35,7 @@ STRENGTH = 0.7
     ],
 )
 def test_whole_segments_are_renamed_once(name: str, table: dict[str, str], wanted: str) -> None:
-    assert renamed(name, table) == wanted
+    assert rename(name, table) == wanted
 
 
 def factors(prefix: str) -> dict[str, Tensor]:
@@ -77,8 +77,8 @@ def test_what_cannot_be_renamed() -> None:
     for table, said in (
         ({"stage": "layers"}, "<tensors>: no module has 'stage' as whole segments of its name; the first are stages"),
         ({"stages": "layers", "7": "x"}, "no module has '7'"),
-        ({"0": "1"}, "renaming makes stages.1.fc of stages.0.fc and stages.1.fc"),
-        ({"0": "", "1": ""}, "renaming makes stages.fc of stages.0.fc and stages.1.fc"),
+        ({"0": "1"}, "renaming turns stages.0.fc and stages.1.fc into stages.1.fc"),
+        ({"0": "", "1": ""}, "renaming turns stages.0.fc and stages.1.fc into stages.fc"),
     ):  # fmt: skip
         with pytest.raises(BadAdapter) as caught:
             adapters.renamed(table)
@@ -109,4 +109,4 @@ def test_the_command_line_renames(lyc, tmp_path: Path) -> None:  # type: ignore[
     assert said.code == 1 and "no module has 'nets' as whole segments of its name; the first is my.net.0.fc" in said.err
     assert lyc("fold", *both, "--rename", "my.net").code == 2
     said = lyc("fold", base, style, "--dry-run", *rename, "--rename", "0=1")
-    assert said.code == 1 and "renaming makes layers.1.fc of my.net.0.fc and my.net.1.fc" in said.err
+    assert said.code == 1 and "renaming turns my.net.0.fc and my.net.1.fc into layers.1.fc" in said.err

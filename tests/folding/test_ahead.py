@@ -65,7 +65,7 @@ def test_the_command_line_asks_while_torch_is_loaded(asked: list[tuple[int, int]
     size = base.stat().st_size
     for path, most, wanted in ((base, 1 << 30, size), (base, 1 << 13, 1 << 13), (tmp_path, 1 << 30, None)):
         asked.clear()
-        ahead.begin(path, most)
+        ahead.read_ahead(path, most)
         deadline = time.monotonic() + 20
         expected = (
             sum(-(-f.stat().st_size // (1 << 12)) for f in tmp_path.iterdir())
@@ -76,14 +76,14 @@ def test_the_command_line_asks_while_torch_is_loaded(asked: list[tuple[int, int]
             time.sleep(0.001)
         assert len(asked) == expected
     asked.clear()
-    ahead.begin(tmp_path / "none.safetensors")  # whoever opens it says so
+    ahead.read_ahead(tmp_path / "none.safetensors")  # whoever opens it says so
 
 
 def test_without_such_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = files(tmp_path)
     lyc_fx.fold_checkpoint(base, adapter, tmp_path / "with.safetensors")
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
-    ahead._begin(base, 1 << 30)
+    ahead._read_ahead(base, 1 << 30)
     lyc_fx.fold_checkpoint(base, adapter, tmp_path / "without.safetensors")
     first, second = (load_file(tmp_path / name) for name in ("with.safetensors", "without.safetensors"))
     assert all(torch.equal(first[name], second[name]) for name in first)

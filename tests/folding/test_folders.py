@@ -77,7 +77,7 @@ def test_shards(model: Path, tmp_path: Path) -> None:
         model / "model.safetensors.index.json", adapters(), tmp_path / "out", 0.7, verify=True
     )
     assert len(report.applied) == 4
-    assert report.notes == ("pytorch_model.bin was left out: it holds weights without the adapters",)
+    assert report.notes == ("pytorch_model.bin was not copied: it holds weights without the adapters",)
     files = set(bytes_of(model)) - {"pytorch_model.bin"}
     assert set(bytes_of(tmp_path / "out")) == files
     for same in ("config.json", "tokenizer/vocab.txt", "model.safetensors.index.json"):
@@ -169,7 +169,7 @@ def torchrun(ranks: int, *arguments: Path) -> "subprocess.CompletedProcess[str]"
 def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "wanted")
     seen: list[str] = []
-    original = lyc_fx.folding.fold.run  # type: ignore[attr-defined]
+    original = lyc_fx.folding.fold.run_jobs  # type: ignore[attr-defined]
 
     def failing(source: Path, *arguments: object, **options: object) -> object:
         seen.append(source.name)
@@ -177,15 +177,15 @@ def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Pat
             raise KeyboardInterrupt
         return original(source, *arguments, **options)
 
-    monkeypatch.setattr(lyc_fx.folding.fold, "run", failing)
+    monkeypatch.setattr(lyc_fx.folding.fold, "run_jobs", failing)
     with pytest.raises(KeyboardInterrupt):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(BadFile, match="holds another fold"):
+    with pytest.raises(BadFile, match="holds another, unfinished fold"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", 0.5, resume=True)
-    with pytest.raises(BadFile, match="holds another fold"):
+    with pytest.raises(BadFile, match="holds another, unfinished fold"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", convention="lycoris", resume=True)
-    with pytest.raises(BadFile, match="holds another fold"):
+    with pytest.raises(BadFile, match="holds another, unfinished fold"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", transposed=["h.4.*"], resume=True)
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
     assert len(seen) == 4 and seen[2] == seen[3], "only the shard that was interrupted is done again"
@@ -198,16 +198,16 @@ def test_what_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("keep")
     with pytest.raises(BadFile, match="full: exists"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "full")
-    with pytest.raises(BadFile, match=r"lies in .*, which is an input"):
+    with pytest.raises(BadFile, match=r"is inside .*, which is an input"):
         lyc_fx.fold_checkpoint(model, adapters(), model / "out")
-    with pytest.raises(BadAdapter, match="no rounding 'up'"):
+    with pytest.raises(BadAdapter, match="no rounding 'up': use"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", rounding="up")  # type: ignore[arg-type]
     shutil.copy(model / "model-0.safetensors", model / "again.safetensors")
     with pytest.raises(BadFile, match=r"h\.0\.fc\.weight is also in"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out")
     (model / "again.safetensors").unlink()
     (model / "model-1.safetensors").unlink()
-    with pytest.raises(BadFile, match=r"1 of its shards are not there: model-1\.safetensors"):
+    with pytest.raises(BadFile, match=r"1 of its shards are missing: model-1\.safetensors"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["full", "model"]
 

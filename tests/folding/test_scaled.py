@@ -164,8 +164,8 @@ def test_rows_of_scale_zero_are_zero(tmp_path: Path) -> None:
 
 
 def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured, real = [], merger.rescaled
-    monkeypatch.setattr(merger, "rescaled", lambda *args: (measured.append(args[0]), real(*args))[1])
+    measured, real = [], merger.fit_scale
+    monkeypatch.setattr(merger, "fit_scale", lambda *args: (measured.append(args[0]), real(*args))[1])
     folded(tmp_path, {n: t for n, t in checkpoint(torch.float8_e4m3fn, (1,), 0.01).items()})
     assert measured == ["fc.weight_scale"]
 
@@ -174,7 +174,7 @@ def test_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_scale(value: float, tmp_path: Path) -> None:
     tensors = checkpoint(torch.float8_e4m3fn, (1,), 1.0)
     tensors["fc.weight_scale"].fill_(value)
-    with pytest.raises(BadAdapter, match=r"fc\.weight_scale: holds a scale that is no positive number"):
+    with pytest.raises(BadAdapter, match=r"fc\.weight_scale: holds a scale that is not a positive number"):
         folded(tmp_path, tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
 

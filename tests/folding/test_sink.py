@@ -14,13 +14,13 @@ from lyc_fx.folding import sink
 from lyc_fx.folding.direct import DirectFile
 from lyc_fx.folding.sink import Sink
 
-STRETCH = 4096
-SIZE = 20 * STRETCH + 123
+CHUNK = 4096
+SIZE = 20 * CHUNK + 123
 
 
 @pytest.fixture(autouse=True)
-def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink, "STRETCH", STRETCH)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "CHUNK", CHUNK)
 
 
 @pytest.fixture
@@ -47,18 +47,18 @@ def fill(out: Sink, data: bytes, parts: list[memoryview], start: int, stop: int)
         part[:] = data[start : start + len(part)]
         start += len(part)
     assert start == stop
-    out.filled(stop - sum(map(len, parts)), stop)
+    out.commit(stop - sum(map(len, parts)), stop)
 
 
-@pytest.mark.parametrize("largest", [100, 5000, 9 * STRETCH])
-@pytest.mark.parametrize("memory", [0, 6 * STRETCH])
+@pytest.mark.parametrize("largest", [100, 5000, 9 * CHUNK])
+@pytest.mark.parametrize("memory", [0, 6 * CHUNK])
 def test_every_byte_where_it_belongs(target: Path, largest: int, memory: int) -> None:
     data = content()
     with Sink(target, SIZE, memory, checksums=True) as out, ThreadPoolExecutor(4) as pool:
         done = []
         for start, stop in pieces(SIZE, largest):
-            out.put(start, b"")  # nothing, which is no stretch
-            done.append(pool.submit(fill, out, data, out.room(start, stop), start, stop))
+            out.write(start, b"")  # nothing, which is no chunk
+            done.append(pool.submit(fill, out, data, out.allocate(start, stop), start, stop))
         for each in done:
             each.result()
     assert target.read_bytes() == data
@@ -69,7 +69,7 @@ def test_put(target: Path) -> None:
     data = content()
     with Sink(target, SIZE, 0, checksums=False) as out:
         for start, stop in pieces(SIZE, 5000):
-            out.put(start, data[start:stop])
+            out.write(start, data[start:stop])
     assert target.read_bytes() == data and out.checksums is None
 
 
@@ -86,10 +86,10 @@ def test_no_more_memory_than_allowed(target: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(DirectFile, "write", slow)
     data = content()
-    with Sink(target, SIZE, 4 * STRETCH, checksums=False) as out:
+    with Sink(target, SIZE, 4 * CHUNK, checksums=False) as out:
         threading.Thread(target=lambda: [gate.release() for _ in range(21)]).start()
         for start, stop in pieces(SIZE, 1000):
-            out.put(start, data[start:stop])
+            out.write(start, data[start:stop])
     assert target.read_bytes() == data
     assert 1 <= len(made) <= 4
 
@@ -110,8 +110,8 @@ def test_the_page_cache_is_passed_by_where_the_system_can(target: Path, monkeypa
     except (OSError, AttributeError):
         pytest.skip("this file system has no O_DIRECT")
     with Sink(target, SIZE, 0, checksums=False) as out:
-        out.put(0, content())
-    assert sorted(written) == [(False, 123), *[(True, STRETCH)] * 20]
+        out.write(0, content())
+    assert sorted(written) == [(False, 123), *[(True, CHUNK)] * 20]
 
 
 @pytest.mark.parametrize("how", ["no flag", "not opened", "not written"])
@@ -139,7 +139,7 @@ def test_without_it_all_the_same(target: Path, how: str, monkeypatch: pytest.Mon
     if how == "no flag":
         monkeypatch.delattr(os, "O_DIRECT")
     with Sink(target, SIZE, 0, checksums=False) as out:
-        out.put(0, content())
+        out.write(0, content())
     assert target.read_bytes() == content()
 
 
@@ -150,12 +150,12 @@ def test_an_error_of_the_disk_is_raised(target: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space left"), Sink(target, SIZE, 0, checksums=False) as out:
         for start, stop in pieces(SIZE, 1000):
-            out.put(start, bytes(stop - start))
+            out.write(start, bytes(stop - start))
 
 
 def test_who_waits_learns_of_a_failure(target: Path) -> None:
-    """A stretch that nobody will fill: without `fail`, the fourth would be waited for for ever."""
+    """A chunk that nobody will fill: without `fail`, the fourth would be waited for for ever."""
     with pytest.raises(ValueError, match="spoilt"), Sink(target, SIZE, 0, checksums=False) as out:
-        out.room(0, 2 * STRETCH + 1)
+        out.allocate(0, 2 * CHUNK + 1)
         threading.Timer(0.05, out.fail, [ValueError("spoilt")]).start()
-        out.room(2 * STRETCH + 1, 4 * STRETCH)
+        out.allocate(2 * CHUNK + 1, 4 * CHUNK)

@@ -151,13 +151,13 @@ def test_a_lock(locks: str, tmp_path: Path) -> None:
     path = tmp_path / "mark"
     path.write_text("what it says")
     for _ in range(2):
-        with system.held(path):
-            with pytest.raises(BlockingIOError, match="another process is at work there"), system.held(path):
+        with system.locked(path):
+            with pytest.raises(BlockingIOError, match="another process is at work there"), system.locked(path):
                 pass
             assert path.read_text() == "what it says"
-    with pytest.raises(ValueError), system.held(path):
+    with pytest.raises(ValueError), system.locked(path):
         raise ValueError
-    with system.held(path):
+    with system.locked(path):
         pass
     assert os.listdir(tmp_path) == ["mark"]
 

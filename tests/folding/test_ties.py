@@ -110,7 +110,7 @@ def test_a_folded_folder_computes_what_was_trained(name: str, which: str, tmp_pa
     got = logits(again(model, tmp_path / "out"))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
     assert (got - logits(model)).abs().max() > 0.1
-    assert any("they are stored apart" in note for note in report.notes)
+    assert any("they are now stored separately" in note for note in report.notes)
     live = copy.deepcopy(model)
     lyc_fx.merge(live, lyc_fx.load(tensors), STRENGTH)
     torch.testing.assert_close(logits(live), wanted, rtol=1e-12, atol=1e-12)
@@ -172,7 +172,7 @@ def test_where_it_cannot_be_right_it_is_refused(tmp_path: Path) -> None:
     config = hf.T5Config(vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=24, num_layers=1, num_heads=2,
                          decoder_start_token_id=0)  # fmt: skip
     base = saved(built(lambda: hf.T5ForConditionalGeneration(config)), tmp_path / "t5")
-    with pytest.raises(Unsupported, match="its code asks whether they are tied"):
+    with pytest.raises(Unsupported, match="its code depends on whether they are tied"):
         lyc_fx.fold_checkpoint(base, lyc_fx.load(factors("shared")), tmp_path / "out", STRENGTH)
     base = saved(built(llama), tmp_path / "base") / "model.safetensors"
     with pytest.raises(Unsupported, match="fold the folder"):
@@ -194,7 +194,7 @@ def test_folds_are_remembered_one_after_another(tmp_path: Path) -> None:
         with safe_open(out, "pt") as file:
             entries = json.loads(file.metadata()["lyc_fx.fold"])
         assert [entry["adapters"][0]["strength"] for entry in entries] == [0.1 * (n + 1) for n in range(number + 1)]
-        twice = [note for note in report.notes if "was folded into this base before" in note]
+        twice = [note for note in report.notes if "was already folded into this base" in note]
         assert len(twice) == (number == 2)
         base = out
 

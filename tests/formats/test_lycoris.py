@@ -57,7 +57,7 @@ def test_a_dotted_path_is_meant_literally_where_flat_names_collide() -> None:
     model.a_b.c = torch.nn.Linear(3, 5)
     model.a = torch.nn.Module()
     model.a.b_c = torch.nn.Linear(3, 5)
-    with pytest.raises(BadAdapter, match=r"ambiguous, it may mean a\.b_c\.weight or a_b\.c\.weight"):
+    with pytest.raises(BadAdapter, match=r"ambiguous: it may mean a\.b_c\.weight or a_b\.c\.weight"):
         lyc_fx.merge(model, lyc_fx.load(keys("lycoris_a_b_c")))
     report = lyc_fx.merge(model, lyc_fx.load(keys("a_b.c")))
     assert [row.target for row in report.applied] == ["a_b.c.weight"]

@@ -41,7 +41,7 @@ def full(name: Name) -> str:
 def assembled(name: Name, own: Values) -> Tensor:
     """What a name stands for, from the values of the model's own parameters."""
     rows = [own[p.parameter] if p.rows is None else own[p.parameter][slice(*p.rows)] for p in name.pieces]
-    places = [p.of for p in name.pieces]
+    places = [p.source_rows for p in name.pieces]
     if places[0] is None:
         return rows[0]
     assert all(place is not None for place in places)

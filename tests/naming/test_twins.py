@@ -72,7 +72,7 @@ def test_the_component_that_is_meant(name: str, component: Any, changed: list[st
         own, base = weight(given.components[each]), weight(before.components[each])
         wanted = base.double() + CHANGE * up.double() @ down.double() if each in changed else base.double()
         torch.testing.assert_close(own.double(), wanted, rtol=1e-6, atol=1e-6)
-    told = [note for note in report.notes if "have the same names" in note]
+    told = [note for note in report.notes if "have the same parameter names" in note]
     assert bool(told) == (component is None)
     for each, module in before.components.items():
         if isinstance(module, nn.Module):
@@ -82,7 +82,7 @@ def test_the_component_that_is_meant(name: str, component: Any, changed: list[st
     for each in ("transformer", "transformer_2"):
         stored = load_file(tmp_path / "out" / each / "model.safetensors")["blocks.0.attn1.to_q.weight"]
         assert torch.equal(stored, weight(given.components[each]))
-    assert bool(told) == any("have the same names" in note for note in report.notes)
+    assert bool(told) == any("have the same parameter names" in note for note in report.notes)
     restored = pipe()
     live = lyc_fx.live(restored)
     live.set({adapters: 0.7}, component=component)
@@ -98,10 +98,10 @@ def test_a_file_for_both_needs_no_choice() -> None:
 def test_one_component_has_nothing_to_choose() -> None:
     given = pipe()
     before = copy.deepcopy(given.components["transformer"])
-    with pytest.raises(BadAdapter, match=r"component vae: .* the same names: transformer, transformer_2"):
+    with pytest.raises(BadAdapter, match=r"component vae: .* the same parameter names: transformer, transformer_2"):
         lyc_fx.merge(given, tensors(ANY[0]), component="vae")
     assert torch.equal(weight(before), weight(given.components["transformer"]))
-    with pytest.raises(BadAdapter, match="the model has no two"):
+    with pytest.raises(BadAdapter, match="the model has none"):
         lyc_fx.merge(Block(), tensors(ANY[1]), component="transformer")
     report = lyc_fx.merge(given.components["transformer_2"], tensors(SECOND[0]))
     assert len(report.applied) == 1 and not report.notes

@@ -114,8 +114,8 @@ def test_a_part_of_the_pipeline_is_told_where_the_rest_belongs() -> None:
         "  <tensors>: 1 adapter of another component, lora_te1_*, such as "
         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
         "  <tensors>: 1 adapter of another component, lora_te2_*, such as lora_te2_text_model_encoder_layers_1_mlp_fc1",
-        "The model is another part of a pipeline than these are for: give the pipeline (lyc_fx.merge(pipe, …)), or "
-        'leave them out: adapters.exclude("lora_te1_*", "lora_te2_*") (command line: --exclude "lora_te1_*" '
+        "These adapters are for other components of a pipeline: give the whole pipeline (lyc_fx.merge(pipe, …)), "
+        'or leave them out: adapters.exclude("lora_te1_*", "lora_te2_*") (command line: --exclude "lora_te1_*" '
         '--exclude "lora_te2_*").',
     ]
     assert len(lyc_fx.merge(pipe.unet, lyc_fx.load(tensors).exclude("lora_te1_*", "lora_te2_*")).applied) == 2

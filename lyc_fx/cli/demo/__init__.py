@@ -1,4 +1,4 @@
-"""`lyc-fx demo`: the main job on a real model with a real adapter, in under two minutes."""
+"""`lyc-fx demo`: the main task on a real model with a real adapter, in under two minutes."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +22,7 @@ def command(
     adapter: Annotated[Name, typer.Option(help="Which of the trained adapters to use.")] = Name.LOHA,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder examples/minilm of a checkout.")] = None,
 ) -> None:
-    """Run the main job on real input: fold an adapter into all-MiniLM-L6-v2, and search code with it."""
+    """Run the main task on real data: fold an adapter into all-MiniLM-L6-v2, and search code with it."""
     found = Data.find(data, adapter.value)
     with working("importing torch and transformers"):
         from lyc_fx.cli.demo.story import tell

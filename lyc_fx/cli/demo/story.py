@@ -1,4 +1,4 @@
-"""The demo, told from beginning to end. Every figure that it prints is computed while it runs."""
+"""The demo from beginning to end. Every figure that it prints is computed while it runs."""
 
 import shlex
 import subprocess
@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 import lyc_fx
-from lyc_fx.cli.demo.compiling import compiled
+from lyc_fx.cli.demo.compiling import compile_program
 from lyc_fx.cli.demo.data import Data, MiniLM
 from lyc_fx.cli.demo.excerpt import excerpt
-from lyc_fx.cli.demo.roads import Graphs, demand, reference_differences, weight_differences
-from lyc_fx.cli.demo.search import Search, batches, embedded, searched, telling
+from lyc_fx.cli.demo.roads import Graphs, reference_differences, require_close, weight_differences
+from lyc_fx.cli.demo.search import Search, batches, embed, pick_queries, run_search
 from lyc_fx.cli.progress import working
 from lyc_fx.errors import LycFxError
 
@@ -26,7 +26,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 
 def tell(data: Data) -> None:
-    """Run and print the demo. Raises LycFxError where a road disagrees with another or with the references."""
+    """Run and print the demo. Raises LycFxError if a road disagrees with another one or with the references."""
     started = perf_counter()
     with working("loading the model"):
         base = MiniLM.load()
@@ -37,7 +37,7 @@ def tell(data: Data) -> None:
         _agree(base, data, graphs, merged, Path(folder))
     before, after = _search(base, data, graphs)
     _figures(data, before, after)
-    _console.print(f"\nAll of it took {perf_counter() - started:.0f} s.")
+    _console.print(f"\nThe demo took {perf_counter() - started:.0f} s.")
 
 
 def _title(text: str) -> None:
@@ -80,8 +80,8 @@ def _agree(base: MiniLM, data: Data, graphs: Graphs, merged: Path, folder: Path)
     with working("running every road in float64"):
         states = reference_differences(base.model, data.adapter, data.expected, folder)
     _differences("largest difference of any hidden state from LyCORIS's forward, float64", states)
-    demand(weights, 0.0, "merged weights")
-    demand(states, 1e-9, "hidden states")
+    require_close(weights, 0.0, "merged weights")
+    require_close(states, 1e-9, "hidden states")
 
 
 def _differences(what: str, differences: Mapping[str, float]) -> None:
@@ -96,13 +96,13 @@ def _search(base: MiniLM, data: Data, graphs: Graphs) -> tuple[Search, Search]:
     work = batches(base.tokenizer, [doc for doc, _ in pairs] + [sig for _, sig in pairs])
     started = perf_counter()
     with working("compiling the folded graph"):
-        model, backend = compiled(graphs.folded, work[0].inputs)
+        model, backend = compile_program(graphs.folded, work[0].inputs)
     seconds = perf_counter() - started
     _console.print(f"torch.compile(folded, fullgraph=True), {backend}: {seconds:.1f} s", markup=False)
-    before = searched(embedded(graphs.captured, work, "encoding with the base model"))
-    after = searched(embedded(model, work, f"encoding with {data.name}"))
+    before = run_search(embed(graphs.captured, work, "encoding with the base model"))
+    after = run_search(embed(model, work, f"encoding with {data.name}"))
     _console.print(f"The two answers that gained most from {data.name}, and the one that lost most:")
-    for query in telling(before, after):
+    for query in pick_queries(before, after):
         _console.print(f'\n"{pairs[query][0]}"', markup=False)
         _console.print(f"  the answer's rank: {before.rank(query, query)} → {after.rank(query, query)}")
         for place, candidate in enumerate(after.top(query, _TOP), start=1):

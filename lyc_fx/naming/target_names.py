@@ -1,4 +1,4 @@
-"""`Written`: what a file of some convention calls the rows of a model's parameters."""
+"""`TargetNames`: the names that a file of some convention uses for the rows of a model's parameters."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from enum import Enum
 from functools import cached_property
 from typing import final
 
-from lyc_fx.naming.components import Role, component_of, split
+from lyc_fx.naming.components import Role, component_of, readings_of
 from lyc_fx.naming.names import Name, Names, flatten, module_form
 from lyc_fx.naming.piece import Piece, Pieces, Rows, Shapes
 from lyc_fx.naming.scheme import Dialect
 
 
 class Target(Enum):
-    """The conventions for names that can be written."""
+    """The naming conventions that can be written."""
 
     lycoris = "lycoris"
     """`lycoris_` and the model's own names, flattened"""
     kohya = "kohya"
-    """`lora_unet_`, `lora_te1_` … and, flattened, the names that sd-scripts has for the architecture"""
+    """`lora_unet_`, `lora_te1_` … and sd-scripts' names for the architecture, flattened"""
     peft = "peft"
     """The model's own names"""
     diffusers = "diffusers"
     """`unet.`, `transformer.`, `text_encoder.` … and diffusers' names"""
     comfyui = "comfyui"
-    """`diffusion_model.` and the original names; text encoders as kohya has them"""
+    """`diffusion_model.` and the original names; text encoders as in kohya"""
     nhwc = "nhwc"
-    """As lycoris"""
+    """As in lycoris"""
 
 
 _TEXT: dict[Role, tuple[str, str]] = {
@@ -34,22 +34,23 @@ _TEXT: dict[Role, tuple[str, str]] = {
     "te2": ("lora_te2", "text_encoder_2"),
     "te3": ("lora_te3", "text_encoder_3"),
 }
-"""kohya's and diffusers' names of the text encoders"""
+"""kohya's and diffusers' prefixes for the text encoders"""
 
 
 @final
 @dataclass(frozen=True)
 class Place:
-    """Rows of what a name of the target convention stands for."""
+    """Rows of the weight that a name of the target convention means."""
 
     name: Name
     rows: Rows
     total: int
+    """The number of all its rows"""
 
 
 @final
 @dataclass(frozen=True)
-class Written:
+class TargetNames:
     """The names of one model in one convention."""
 
     names: Names
@@ -58,7 +59,7 @@ class Written:
 
     @cached_property
     def dialect(self) -> Dialect:
-        """Whose names the convention has for denoisers: of kohya diffusers' for SD 1 and 2, else the original."""
+        """The dialect that the convention uses for denoisers. kohya: diffusers for SD 1 and 2, else original."""
         match self.target:
             case Target.diffusers:
                 return Dialect.diffusers
@@ -71,19 +72,19 @@ class Written:
 
     @cached_property
     def _sdxl(self) -> bool:
-        """SDXL has an embedding of sizes, and attention blocks of several layers."""
+        """Whether the model is SDXL, which has a size embedding, and attention blocks of several layers."""
         marks = ("add_embedding.", "label_emb.", ".transformer_blocks.1.")
         return any(mark in f".{name}" for name in self.shapes for mark in marks)
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
-        """What each component is, by its prefix in the model."""
+        """diffusers' name for each component, by its prefix in the model."""
         known = (name for name in self.names.all if name.kind)
         return {component_of(name.pieces[0].parameter)[0]: name.kind for name in known}
 
     @cached_property
     def _spoken(self) -> dict[tuple[str, str], list[Name]]:
-        """For each parameter and leaf, the names that the convention may use, best first."""
+        """The names that the convention may use for each parameter and leaf, best first."""
         by: dict[tuple[str, str], dict[Dialect, list[Name]]] = defaultdict(lambda: defaultdict(list))
         for name in self.names.all:
             for piece in name.pieces:
@@ -98,11 +99,15 @@ class Written:
         return found
 
     def shape(self, name: Name) -> tuple[int, ...]:
-        """Of the weight that a name stands for."""
+        """Return the shape of the weight that a name means."""
         return rows_of(name.pieces, self.shapes), *self.shapes[name.pieces[0].parameter][1:]
 
     def places(self, piece: Piece, leaf: str) -> list[tuple[Rows, Place]]:
-        """Where the rows of a piece stand in the convention: for each stretch, counted from the piece's first row."""
+        """Find the places of a piece's rows in the convention.
+
+        Returns pairs of a range of rows, counted from the piece's first row, and its place; together they cover the
+        piece.
+        """
         height = self.shapes[piece.parameter][0]
         first, last = piece.rows or (0, height)
         spoken = self._spoken[piece.parameter, leaf]
@@ -112,7 +117,7 @@ class Written:
             for (start, stop), part, name in sorted(parts, key=lambda each: each[0]):
                 if part.parameter == piece.parameter and start <= reached < min(stop, last):
                     end, total = min(stop, last), rows_of(name.pieces, self.shapes)
-                    base = (part.of or (0, total))[0] - start
+                    base = (part.source_rows or (0, total))[0] - start
                     found.append(((reached - first, end - first), Place(name, (base + reached, base + end), total)))
                     reached = end
             if reached == last:
@@ -120,16 +125,16 @@ class Written:
         raise AssertionError(piece)
 
     def exact(self, pieces: Pieces, leaf: str) -> Name | None:
-        """The name that stands for just these pieces."""
+        """Return the convention's name that means exactly these pieces, or None."""
         options = self._spoken[pieces[0].parameter, leaf]
         return next((name for name in options[:1] if name.pieces == pieces), None)
 
     def module(self, name: Name, source: str) -> str:
-        """A name with the convention's prefix; `source` is the file's name, which may tell the component."""
+        """Return a name with the convention's prefix. `source` is the file's name, which may show the component."""
         path = name.path
         prefix = component_of(name.pieces[0].parameter)[0]
         kind = self._kinds.get(prefix, "")
-        roles = name.roles or next((roles for roles, _ in reversed(split(source)) if roles), frozenset())
+        roles = name.roles or next((roles for roles, _ in reversed(readings_of(source)) if roles), frozenset())
         text = next((_TEXT[role] for role in _TEXT if role in roles), None)
         text = text or (_TEXT["te1"] if kind == "text_encoder" else None)
         match self.target:
@@ -145,5 +150,5 @@ class Written:
 
 
 def rows_of(pieces: Pieces, shapes: Shapes) -> int:
-    """How many rows a name stands for."""
+    """Return the number of rows of all pieces together."""
     return sum(p.rows[1] - p.rows[0] if p.rows else shapes[p.parameter][0] for p in pieces)

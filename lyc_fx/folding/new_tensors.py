@@ -1,7 +1,8 @@
-"""Tensors that an adapter has as a whole where the base has none of that shape: a vocabulary with new rows, a new head.
+"""Tensors that an adapter file holds as a whole and that the base lacks, or has in another shape.
 
-PEFT saves such modules beside its factors (`modules_to_save`). In memory the model was resized before; a folder is made
-so by writing them in the place of the base's, or beside the others, and by a configuration that follows.
+Examples are an embedding with rows for new tokens, and a new classification head. PEFT saves such modules beside its
+factors (`modules_to_save`), after the model was resized in memory. In the output folder, these tensors replace those of
+the base or are added to them, and config.json is updated to match.
 """
 
 import re
@@ -25,41 +26,46 @@ from lyc_fx.stack import Part, Stack
 
 _SAVED = "base_model.model."
 _LABELS = re.compile(r"(.+\.)?(score|classifier|(classifier|classification_head)\.out_proj)\.weight")
-"""Heads with a row for each label"""
+"""Heads with one row per label"""
 _CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""By PEFT's `task_type`, the classes of transformers: a head's name is the same in several of them"""
+"""From PEFT's `task_type` to the suffix of transformers' classes, which the head's name alone does not determine"""
 
 
 @final
 @dataclass(frozen=True)
-class Given:
-    """The whole value of one tensor of the output."""
+class NewTensor:
+    """A tensor of the output whose shape comes from the adapter file."""
 
     value: Tensor
     rows: int | None
-    """Of the base's tensor; None where it has none"""
+    """The number of rows in the base; None if the base has no such tensor"""
     dtype: torch.dtype
+    """The dtype in which it is written"""
     task: str | None = None
-    """For which PEFT trained it"""
+    """PEFT's `task_type` of its adapter file"""
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape in the output."""
         return tuple(self.value.shape)
 
 
-def given_by(
+def find_new_tensors(
     stack: Stack, source: Base, weights: Mapping[str, Weight], elsewhere: Callable[[], Mapping[str, str]] = dict
-) -> dict[str, Given]:
-    """By the tensors' names, also those of `elsewhere`. Only for a folder, which has a configuration that can follow.
+) -> dict[str, NewTensor]:
+    """Find the tensors of a stack that the base lacks or has in another shape, by the base's names for them.
 
-    Raises BadAdapter for one at another strength than 1: between it and a base of another shape there is nothing.
+    Empty unless the base is a folder with a config.json that can be updated. `elsewhere` returns further names of the
+    weights, and is called only if an adapter matches none of the known names.
+
+    Raises BadAdapter for a strength other than 1: a tensor cannot be interpolated with one of another shape.
     """
-    found: dict[str, Given] = {}
-    if not source.folder or not any(each.name == "config.json" for each in source.carried):
+    found: dict[str, NewTensor] = {}
+    if not source.folder or not any(each.name == "config.json" for each in source.other_files):
         return found
     saved = [entry for part in stack.parts for entry in part.adapters.entries if _saved(entry)]
     names = names_for(saved, {name: weight.logical for name, weight in weights.items()}, elsewhere=elsewhere)
@@ -68,20 +74,20 @@ def given_by(
         for entry, name, rows in _whole(part, names, weights):
             if part.strength * part.factor(name) != 1:
                 raise BadAdapter(
-                    f"{part.adapters.source}: {entry.module} is of another shape than the base's: it can be written as "
-                    "it is, at strength 1 only (--exclude leaves it out)"
+                    f"{part.adapters.source}: {entry.module} has another shape than in the base, so it can only be "
+                    "written unchanged, at strength 1 (or leave it out with --exclude)"
                 )
             assert isinstance(entry.adapter, Replace)
             dtype = common if rows is None else weights[name].dtype
-            found[name] = Given(entry.adapter.value, rows, dtype, part.adapters.task)
+            found[name] = NewTensor(entry.adapter.value, rows, dtype, part.adapters.task)
     return found
 
 
 def _whole(part: Part, names: Names, weights: Mapping[str, Weight]) -> Iterator[tuple[Entry, str, int | None]]:
-    """The entries of one set that are such tensors, with the tensor's name and the rows that the base has of it."""
+    """Yield the entries of one set that are new tensors, with the tensor's name and its number of rows in the base."""
     known = any(names.find(entry.module, entry.leaf) for entry in part.adapters.entries)
     others = [entry.module for entry in part.adapters.entries if not _saved(entry)]
-    tops = {name.partition(".")[0] for name in (*weights, *others)}  # a head stands beside all these, not in one
+    tops = {name.partition(".")[0] for name in (*weights, *others)}  # a new head is outside all of these modules
     for entry in filter(_saved, part.adapters.entries):
         assert isinstance(entry.adapter, Replace)
         shape, found = tuple(entry.adapter.value.shape), names.find(entry.module, entry.leaf)
@@ -90,7 +96,7 @@ def _whole(part: Part, names: Names, weights: Mapping[str, Weight]) -> Iterator[
         elif len(found) == 1 and len(found[0]) == 1 and found[0][0].rows is None:
             name = found[0][0].parameter
             own = weights[name].logical
-            if len(own) == len(shape) and own[1:] == shape[1:] and own != shape and weights[name].normed is None:
+            if len(own) == len(shape) and own[1:] == shape[1:] and own != shape and weights[name].weight_norm is None:
                 yield entry, name, own[0]
 
 
@@ -98,26 +104,32 @@ def _saved(entry: Entry) -> bool:
     return isinstance(entry.adapter, Replace) and all(key.startswith(_SAVED) for key in entry.keys)
 
 
-def as_weights(given: Mapping[str, Given], weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The weights with the shapes that these will have."""
+def with_new_shapes(new_tensors: Mapping[str, NewTensor], weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Return the weights with the new tensors added, and with the new shapes."""
     known = {
-        n: replace(weights[n], shape=g.shape) if n in weights else Weight(g.shape, g.dtype) for n, g in given.items()
+        n: replace(weights[n], shape=g.shape) if n in weights else Weight(g.shape, g.dtype)
+        for n, g in new_tensors.items()
     }
     return {**weights, **known}
 
 
-def written(given: Mapping[str, Given], binding: Binding, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """What is to be written: each value, with the other adapters of that weight, relative to it."""
+def merge_new_tensors(
+    new_tensors: Mapping[str, NewTensor], binding: Binding, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Apply the other adapters of each new tensor to its value. Returns what is to be written, by name.
+
+    `dtype` is the dtype of the output, or None for each tensor's own.
+    """
     found = {}
-    for name, each in given.items():
+    for name, each in new_tensors.items():
         changes = [bound.change(torch.device("cpu")) for bound in binding.active(name)]
         found[name] = merged(each.value.double(), changes, result=dtype or each.dtype).contiguous()
     return found
 
 
-def followed(config: dict[str, Any], given: Mapping[str, Given]) -> dict[str, Any]:
-    """A configuration for these: the size of its vocabulary, its labels, and the class that has such a head."""
-    for name, each in given.items():
+def update_config(config: dict[str, Any], new_tensors: Mapping[str, NewTensor]) -> dict[str, Any]:
+    """Update a config.json, in place, for its model's new tensors: vocabulary size, labels, and model class."""
+    for name, each in new_tensors.items():
         if each.rows is not None:
             for table in (config, *(t for t in config.values() if isinstance(t, dict))):
                 if table.get("vocab_size") == each.rows:
@@ -134,18 +146,18 @@ def _for_task(architecture: str, task: str) -> str:
     return re.sub(r"(For[A-Z]\w*|LMHeadModel|Model)$", _CLASSES[task], architecture)
 
 
-def notes(given: Mapping[str, Given]) -> list[str]:
-    """What is said of them."""
+def describe(new_tensors: Mapping[str, NewTensor]) -> list[str]:
+    """Return notes for the user on what happens to the new tensors."""
     found = [
-        f"{name} is new in the base: it is written as the adapter has it"
+        f"{name} is not in the base: it is written as the adapter has it"
         if each.rows is None
         else f"{name} has {each.shape[0]} rows, the base {each.rows}: it is written as the adapter has it"
-        for name, each in given.items()
+        for name, each in new_tensors.items()
     ]
-    unknown = [name for name, each in given.items() if each.rows is None and each.task not in _CLASSES]
+    unknown = [name for name, each in new_tensors.items() if each.rows is None and each.task not in _CLASSES]
     if unknown:
         found.append(
-            f"nothing says which class has {', '.join(unknown)} (task_type in adapter_config.json): `architectures` in "
-            "config.json is as it was, so load the folder with the class that was trained"
+            f"the model class with {', '.join(unknown)} is unknown, as adapter_config.json has no task_type for it: "
+            "`architectures` in config.json is unchanged, so load the folder with the class that was trained"
         )
     return found
