@@ -40,6 +40,9 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
         sizes["in2"] = inner // sizes["in1"]
     for name, words in parsed(dims):
         factor, suffix = factors[name], suffixes[name]
+        if len(words) == 1:
+            expect(suffix, factor.shape, (sizes[words[0]],))
+            continue
         if is_core(words) and factor.dim() != len(shape):
             raise BadAdapter(f"{suffix} is {tuple(factor.shape)}, the weight is {tuple(shape)}")
         expect_matrix(suffix, factor, (sizes[words[0]], prod(sizes[word] for word in words[1:])))

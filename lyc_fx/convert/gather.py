@@ -81,8 +81,9 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
     exact = written.exact(found[0], entry.leaf) if len(found) == 1 else None
     if exact is not None:
         shape = written.shape(exact)
-        entry.adapter.fit(shape)
-        state.made.append(Made(written.module(exact, entry.module), entry.leaf, entry.adapter, shape, (entry.module,)))
+        oriented = entry.adapter.oriented(shape, False)
+        oriented.fit(shape)
+        state.made.append(Made(written.module(exact, entry.module), entry.leaf, oriented, shape, (entry.module,)))
         return
     for piece, adapter in placed(entry, found, state.taken, weights):
         state.taken[piece.parameter].append((piece, entry))
