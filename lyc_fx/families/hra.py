@@ -1,12 +1,13 @@
 """HRA: a product of Householder reflections of the input columns (arXiv:2405.17484, as in PEFT)."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lyc_fx.algebra.shapes import Shape, expect_matrix, matrix_dims
+from lyc_fx.algebra.shapes import Shape, expect, matrix_dims
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.shaped import Shaped, layouts_of
@@ -31,7 +32,7 @@ class HRA(Shaped):
 
     def fit(self, shape: Shape) -> None:
         _, inner, taps = matrix_dims(shape)
-        expect_matrix("hra_u", self.u.flatten(1), (inner * taps, self.rank))
+        expect("hra_u", self.u.shape, (inner * taps, self.rank))
         if bool(self.u.eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > inner * taps):
             raise BadAdapter(f"hra_u {tuple(self.u.shape)} has columns without a direction")
 
@@ -49,6 +50,10 @@ class HRA(Shaped):
             return q, 2 * q.t()
         gram = self.u.t() @ self.u
         return self.u, torch.linalg.solve_triangular((gram.triu() + gram.triu(1)) / 2, self.u.t(), upper=True)
+
+    @classmethod
+    def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
+        return super().factor_shapes(shape, layout, min(rank, prod(shape[1:])))
 
     @classmethod
     def random_scalars(cls, rank: int) -> dict[str, float]:

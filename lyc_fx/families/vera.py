@@ -38,7 +38,7 @@ class VeRA(Additive):
         """A may be wider than the weight."""
 
     def expression(self) -> Structure:
-        return Low(self.b * self.lambda_b.reshape([-1, 1]), matrix(self.a) * self.lambda_d.reshape([-1, 1]))
+        return Low(matrix(self.b) * self.lambda_b.reshape([-1, 1]), matrix(self.a) * self.lambda_d.reshape([-1, 1]))
 
     def low_rank(self, shape: Shape) -> LoCon:
         return LoCon.of(*self.to(torch.float64).expression().pair(), shape, like=self)

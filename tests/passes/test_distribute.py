@@ -38,7 +38,7 @@ def chain_layers(adapter: Adapter, case: Case) -> int | None:
     if adapter.name == "boft":
         stages, _, size, _ = shapes["blocks"]
         return None if (out // groups) % (2 ** (stages - 1) * size) else 1 + spatial * stages
-    return {"ia3": 1, "glora": 5}.get(adapter.name)
+    return {"ia3": 1, "glora": 5, "vera": 3}.get(adapter.name)
 
 
 def _khatri_rao(out: int, inner: int, taps: int, groups: int, adapter: Adapter) -> int | None:
@@ -74,7 +74,7 @@ def test_several_adapters_become_several_chains_and_what_has_none_stays(case: Ca
     adapters = [adapter for adapter in stack if adapter is not None]
     before = adapted(case, *adapters)
     after = lyc_fx.lower(before, check=True)
-    sums = [a for a in adapters if a.name in ("locon", "loha", "lokr", "glora")]
+    sums = [a for a in adapters if a.name in ("locon", "loha", "lokr", "glora", "vera")]
     chained = [adapter for adapter in sums if chain_layers(adapter, case) is not None]
     assert 0 < len(chained) < len(adapters)
     assert fired(after) == len(chained)

@@ -27,8 +27,7 @@ def read(own: Mapping[str, Tensor], common: Mapping[str, Tensor]) -> dict[str, T
     missing = [name for name in MATRICES if name not in full]
     if missing:
         raise BadAdapter(
-            f"{' and '.join(missing)} of all modules is not in the file: it was saved with save_projection=False, and "
-            "only PEFT can draw it again, for the model's sizes. Train with save_projection=True, or merge with PEFT: "
-            "model.merge_and_unload()"
+            f"the file has no {' and no '.join(missing)}, as PEFT saves it with save_projection=False, and draws them "
+            "anew for a model's sizes: train with save_projection=True, or merge with PEFT: model.merge_and_unload()"
         )
     return full
