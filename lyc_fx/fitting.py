@@ -98,7 +98,7 @@ def placed(
     try:
         oriented.fit(shape)
     except BadAdapter as error:
-        turned = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
+        turned = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter.oriented(shape[::-1], False), shape[::-1])
         hint = "; it would fit the transpose: is the weight stored the other way round (--transposed)?"
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if turned else ''}") from error

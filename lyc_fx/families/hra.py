@@ -16,15 +16,18 @@ from lyc_fx.families.shaped import Shaped, layouts_of
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HRA(Shaped):
-    """`W' = W · (I + s · (H - I))`, `H = H_1 ⋯ H_r`, `H_i = I - 2 u_i u_iᵀ / ‖u_i‖²`, u_i the columns of U.
+    """`W' = W · (I + s · (H - I))`, `H = H_1 ⋯ H_r`, `H_i = I - 2 u_i u_iᵀ`, u_i the columns of U at unit length.
 
-    At once `H = I - U T Uᵀ`, `T⁻¹ = (triu(UᵀU) + triu(UᵀU, 1)) / 2`; after Gram-Schmidt, `U = Q R`, `H = I - 2 Q Qᵀ`.
+    In one, `H = I - U T Uᵀ`, `T⁻¹ = I/2 + triu(UᵀU, 1)`. After Gram-Schmidt, `U = Q R`, it is `H = I - 2 Q Qᵀ`.
     """
 
-    name, suffixes, scalars = "hra", {"u": "hra_u"}, {"orthonormal": "hra_gs"}
+    name = "hra"
+    suffixes = {"u": "hra_u"}
+    scalars = {"orthonormal": "hra_gs"}
     variants = {"": {"u": "in*kernel r"}}
     layouts = layouts_of(variants)
-    uses_alpha, rank = False, property(lambda self: self.u.shape[1])
+    uses_alpha = False
+    rank = property(lambda self: self.u.shape[1])
 
     u: Tensor
     orthonormal: float = 0
@@ -33,7 +36,7 @@ class HRA(Shaped):
     def fit(self, shape: Shape) -> None:
         _, inner, taps = matrix_dims(shape)
         expect("hra_u", self.u.shape, (inner * taps, self.rank))
-        if bool(self.u.eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > inner * taps):
+        if bool(self.u.double().eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > inner * taps):
             raise BadAdapter(f"hra_u {tuple(self.u.shape)} has columns without a direction")
 
     def weight_shape(self) -> None:
@@ -48,8 +51,9 @@ class HRA(Shaped):
         if self.orthonormal:
             q = torch.linalg.qr(self.u)[0]
             return q, 2 * q.t()
-        gram = self.u.t() @ self.u
-        return self.u, torch.linalg.solve_triangular((gram.triu() + gram.triu(1)) / 2, self.u.t(), upper=True)
+        u = self.u / torch.linalg.vector_norm(self.u, dim=0)
+        gram = u.t() @ u
+        return u, torch.linalg.solve_triangular((gram.triu() + gram.triu(1)) / 2, u.t(), upper=True)
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

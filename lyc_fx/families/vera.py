@@ -23,7 +23,8 @@ class VeRA(Additive):
     variants = {"": {"a": "r in*kernel", "b": "out r", "lambda_b": "out", "lambda_d": "r"}}
     layouts = layouts_of(variants)
     vectors = frozenset({"lambda_b", "lambda_d"})
-    uses_alpha, rank = False, property(lambda self: self.a.shape[0])
+    uses_alpha = False
+    rank = property(lambda self: self.a.shape[0])
 
     a: Tensor
     b: Tensor
