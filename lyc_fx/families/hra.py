@@ -28,6 +28,7 @@ class HRA(Shaped):
     layouts = layouts_of(variants)
     uses_alpha = False
     rank = property(lambda self: self.u.shape[1])
+    variant = property(lambda self: "Gram-Schmidt" if self.orthonormal else "")
 
     u: Tensor
     orthonormal: float = 0
