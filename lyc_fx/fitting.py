@@ -106,7 +106,8 @@ def placed(
     try:
         oriented.fit(shape)
     except BadAdapter as error:
-        fits_transposed = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter, shape[::-1])
+        turned = shape[::-1]
+        fits_transposed = len(pieces) == 1 and len(shape) == 2 and _fits(entry.adapter.oriented(turned, False), turned)
         hint = "; it would fit the transpose: is the weight stored as (in, out)? Then use --transposed"
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if fits_transposed else ''}") from error

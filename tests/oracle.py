@@ -212,6 +212,24 @@ def _boft_input(w: Tensor, f: Factors, alpha: float | None, strength: float) -> 
     return torch.stack([row * (1 + strength * (g - 1)) for row, g in zip(rows, f["boft_s"].flatten(), strict=True)])
 
 
+def _vera(f: Factors, alpha: float | None, shape: tuple[int, ...]) -> Tensor:
+    a, b = f["vera_A"], f["vera_B"]
+    return torch.einsum("o,or,r,rk->ok", f["vera_lambda_b"], b, f["vera_lambda_d"], a).reshape(shape)
+
+
+def _hra(w: Tensor, f: Factors, alpha: float | None, strength: float) -> Tensor:
+    columns = f["hra_u"].t()
+    identity = product = torch.eye(columns.shape[1], dtype=torch.float64)
+    before: list[Tensor] = []
+    for column in columns:
+        for other in before if f["hra_gs"] else ():
+            column = column - (other @ column) * other
+        unit = column / column.norm()
+        before.append(unit)
+        product = product @ (identity - 2 * torch.outer(unit, unit))
+    return (w.flatten(1) @ (identity + strength * (product - identity))).reshape(w.shape)
+
+
 ADDITIVE: dict[str, Callable[[Factors, float | None, tuple[int, ...]], Tensor]] = {
     "locon": _locon,
     "loha": _loha,
@@ -219,6 +237,7 @@ ADDITIVE: dict[str, Callable[[Factors, float | None, tuple[int, ...]], Tensor]] 
     "full": _full,
     "norm": _norm,
     "experts": _experts,
+    "vera": _vera,
 }
 BASED: dict[str, Callable[[Tensor, Factors, float | None, float], Tensor]] = {
     "ia3": _ia3,
@@ -230,4 +249,5 @@ BASED: dict[str, Callable[[Tensor, Factors, float | None, float], Tensor]] = {
     "gain": _gain,
     "oft-input": _oft_input,
     "boft-input": _boft_input,
+    "hra": _hra,
 }

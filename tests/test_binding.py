@@ -10,6 +10,7 @@ from torch import nn
 import lyc_fx
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families import FAMILIES, Adapter, random_adapter
+from lyc_fx.families.hra import HRA
 from lyc_fx.families.ia3 import IA3
 from lyc_fx.families.oft_input import InputOFT
 from lyc_fx.families.orthogonal import Orthogonal
@@ -80,7 +81,7 @@ def _seen(adapter: Adapter, shape: tuple[int, ...]) -> range:
     """The dimensions that a family's factors have to fit: rotations and IA3 touch one side alone."""
     if isinstance(adapter, IA3) and adapter.on_input:
         return range(1, 2)
-    if isinstance(adapter, InputOFT):
+    if isinstance(adapter, (InputOFT, HRA)):
         return range(1, len(shape))
     return range(1) if isinstance(adapter, (IA3, Orthogonal)) else range(len(shape))
 

@@ -30,7 +30,7 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
             expect(f"the {name}", factor.shape, shape)
         return
     out, inner, taps = matrix_dims(shape)
-    sizes = {"out": out, "in": inner, "kernel": taps, "1": 1} | read(dims, factors)
+    sizes = {"out": out, "in": inner, "kernel": taps, "1": 1, "in*kernel": inner * taps} | read(dims, factors)
     if "out1" in sizes:
         if sizes["out1"] * sizes["out2"] != out or inner % sizes["in1"]:
             raise BadAdapter(
@@ -40,6 +40,9 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
         sizes["in2"] = inner // sizes["in1"]
     for name, words in parsed(dims):
         factor, suffix = factors[name], suffixes[name]
+        if len(words) == 1:
+            expect(suffix, factor.shape, (sizes[words[0]],))
+            continue
         if is_core(words) and factor.dim() != len(shape):
             raise BadAdapter(f"{suffix} is {tuple(factor.shape)}, the weight is {tuple(shape)}")
         expect_matrix(suffix, factor, (sizes[words[0]], prod(sizes[word] for word in words[1:])))
@@ -75,7 +78,8 @@ def whole(dims: Dims) -> bool:
 def parsed(dims: Dims) -> Iterator[tuple[str, list[str]]]:
     """The words of each factor."""
     for name, text in dims.items():
-        yield name, text.replace("*", " ").split()
+        first, *rest = text.split()
+        yield name, [first, *" ".join(rest).replace("*", " ").split()]
 
 
 def is_core(words: list[str]) -> bool:
@@ -89,6 +93,6 @@ def read(dims: Dims, factors: Factors) -> dict[str, int]:
     for name, words in parsed(dims):
         given = factors[name].shape
         for at, word in enumerate(words[: len(given)]):
-            if word not in (*_OF_WEIGHT, "in2", "weight"):
+            if word not in (*_OF_WEIGHT, "in*kernel", "in2", "weight"):
                 found[word] = prod(given[at:]) if at == len(words) - 1 else given[at]
     return found

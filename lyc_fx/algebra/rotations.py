@@ -33,3 +33,17 @@ def neumann(skew: Tensor, terms: int, strength: float | Tensor) -> Tensor:
 def identity(matrices: Tensor) -> Tensor:
     """For each matrix of a stack, in whatever dtype that is traced or run."""
     return torch.ones_like(matrices[..., 0]).diag_embed()
+
+
+def reflections(u: Tensor, *, orthonormal: bool) -> tuple[Tensor, Tensor]:
+    """A product of Householder reflections `H_i = I - 2 u_i u_iᵀ`, u_i the columns of `(n, r)` at unit length, in one:
+
+    `H = H_1 ⋯ H_r = I - left @ right`, `(n, r)` and `(r, n)`: `H = I - U T Uᵀ` with `T⁻¹ = I/2 + triu(UᵀU, 1)`
+    (compact WY form); or, of `U = Q R` after Gram-Schmidt, `H = I - 2 Q Qᵀ`.
+    """
+    if orthonormal:
+        q = torch.linalg.qr(u)[0]
+        return q, 2 * q.t()
+    u = u / torch.linalg.vector_norm(u, dim=0)
+    gram = u.t() @ u
+    return u, torch.linalg.solve_triangular((gram.triu() + gram.triu(1)) / 2, u.t(), upper=True)

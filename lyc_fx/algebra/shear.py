@@ -32,11 +32,9 @@ class Shear(Map):
 
     def change(self, weight: Tensor) -> Tensor:
         """`W · left @ right`"""
-        if weight.dim() == 2:
-            return weight @ (self.left @ self.right)
-        if self.left.shape[0] != weight.shape[1]:
-            return (weight.flatten(1) @ (self.left @ self.right)).reshape(weight.shape)
-        return ((self.left @ self.right).t() @ weight.flatten(2)).reshape(weight.shape)
+        if self.left.shape[0] == weight.shape[1] and weight.dim() > 2:
+            return (self.right.t() @ (self.left.t() @ weight.flatten(2))).reshape(weight.shape)
+        return ((weight.flatten(1) @ self.left) @ self.right).reshape(weight.shape)
 
     def act(self, layer: Layer, x: Tensor, *, on_rows: bool, turned: bool) -> Tensor:
         return x + self.add(layer, x, on_rows=on_rows)

@@ -83,11 +83,10 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
     exact = target_names.exact(found[0], entry.leaf) if len(found) == 1 else None
     if exact is not None:
         shape = target_names.shape(exact)
-        entry.adapter.fit(shape)
+        oriented = entry.adapter.oriented(shape, False)
+        oriented.fit(shape)
         state.made.append(
-            ConvertedAdapter(
-                target_names.module(exact, entry.module), entry.leaf, entry.adapter, shape, (entry.module,)
-            )
+            ConvertedAdapter(target_names.module(exact, entry.module), entry.leaf, oriented, shape, (entry.module,))
         )
         return
     for piece, adapter in placed(entry, found, state.taken, weights):

@@ -8,6 +8,7 @@ from torch import Tensor
 from lyc_fx.algebra import Low, Shape, Structure, Tucker
 from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
+from lyc_fx.families.adapter import Adapter
 from lyc_fx.families.dora import DORA, Decomposable, decomposed
 
 
@@ -74,13 +75,13 @@ class LoCon(Decomposable):
         return self if self.mid is None else super().low_rank(shape)
 
     @classmethod
-    def of(cls, up: Tensor, down: Tensor, shape: Shape, like: Decomposable) -> "LoCon":
+    def of(cls, up: Tensor, down: Tensor, shape: Shape, like: Adapter) -> "LoCon":
         """`(out, r)` and `(r, in/groups · κ)` for a weight of this shape, with the scale and magnitude of another."""
         ones = [1] * (len(shape) - 2)
         return cls(
             up=up.reshape([shape[0], -1, *ones]),
             down=down.reshape([-1, *shape[1:]]),
-            magnitude=like.magnitude,
+            magnitude=like.factors().get("magnitude"),
             alpha=like.scale * down.shape[0],
             convention=like.convention,
         )

@@ -74,8 +74,14 @@ def load(
         said = Source(str(path), frozenset(tensors), metadata, beside, layout, alpha, _shapes(tensors))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     formats: dict[str, Format] = {}
+    shared: dict[str, str] = {}
     unread, faults = [], []
     for key in tensors:
+        common = next((suffix for f in FORMATS if (suffix := f.shared(key)) is not None), None)
+        if common is not None:
+            if (other := shared.setdefault(common, key)) != key:
+                faults.append(f"  {other} and {key} are the same factor of all modules")
+            continue
         found = next(((f, parts) for f in FORMATS if (parts := f.parse(key, said)) is not None), None)
         if found is None:
             unread.append(key)
@@ -96,7 +102,8 @@ def load(
     if said.stated_layout is None:
         plain = {module: group for module, group in groups.items() if isinstance(formats[module], Lycoris)}
         formats |= dict.fromkeys(laid_out_so(plain), Nhwc())
-    made = []
+    said = replace(said, shared={suffix: tensors[key] for suffix, key in shared.items()})
+    made, common_keys = [], set[str]()
     beside = not_understood({module: list(keys.values()) for module, keys in modules.items()}, unread)
     for module, keys in modules.items():
         try:
@@ -105,9 +112,12 @@ def load(
                 group = {**group, "alpha": torch.tensor(float(alpha), dtype=torch.float64)}
             first = next(iter(keys.values()))
             read = entries(module, group, {suffix: keys.get(suffix, first) for suffix in group})
-            made += _with_all_keys(read, keys.values())
+            also = [key for suffix, key in shared.items() if suffix in group]
+            made += _with_all_keys(read, [*keys.values(), *also])
+            common_keys.update(also)
         except BadAdapter as error:
             faults.append(f"  {module}: {error}")
+    unread += [key for key in shared.values() if key not in common_keys]
     assumed = [m for m, f in formats.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
     if assumed:
         warnings.warn(

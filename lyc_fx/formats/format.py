@@ -36,6 +36,8 @@ class Source:
     """What the caller says of modules without one of their own"""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of all tensors, by key"""
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    """Factors that all modules have in common, by suffix"""
 
     @property
     def stated_layout(self) -> str | None:
@@ -94,6 +96,10 @@ class Format(ABC):
     @abstractmethod
     def parse(self, key: str, source: Source) -> tuple[str, str] | None:
         """The module (as names are looked up) and the LyCORIS suffix of a key; None where it is not of this format."""
+
+    def shared(self, key: str) -> str | None:
+        """The LyCORIS suffix of a key that is of all modules; None where it is of one."""
+        return None
 
     def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
         """A module's tensors by suffix, with what the format keeps elsewhere (such as alpha) or lays out otherwise.

@@ -17,10 +17,12 @@ from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.families.experts import Experts
 from lyc_fx.families.full import Full
 from lyc_fx.families.glora import GLoRA
+from lyc_fx.families.hra import HRA
 from lyc_fx.families.locon import LoCon
 from lyc_fx.families.loha import LoHa
 from lyc_fx.families.lokr import LoKr
 from lyc_fx.families.replace import Replace
+from lyc_fx.families.vera import VeRA
 from lyc_fx.naming import Target
 
 pytest.importorskip("diffusers")
@@ -172,10 +174,12 @@ def test_without_a_model_dotted_names_are_the_model_s() -> None:
 
 
 def test_factors_that_do_not_tell_the_weights_shape_need_the_model() -> None:
-    """Experts may be stored turned, and a replacement lies as the model's weight does; GLoRA's factors tell it."""
+    """Experts may be stored turned, a replacement lies as the model's weight does, VeRA's A may be wider, and HRA's U
+    does not know of outputs; GLoRA's factors tell it."""
     experts = certain((Experts, Experts.layouts[0]), (3, 5, 4))
     replacement = Replace(value=torch.ones(5, 3))
-    for adapter in (experts, replacement):
+    wide = [certain((family, family.layouts[0]), (15, 6)) for family in (VeRA, HRA)]
+    for adapter in (experts, replacement, *wide):
         assert adapter.weight_shape() is None
         with pytest.raises(BadAdapter, match=r"blocks\.fc\.weight: the model's own names .* --like"):
             convert(one(adapter, "blocks.fc"), "lycoris")

@@ -39,7 +39,7 @@ def written(adapter: Adapter) -> dict[str, Tensor]:
 def refusal(adapter: Adapter, dims: int) -> str | None:
     """What ComfyUI cannot read of the random adapters, by the rules in the documentation."""
     factors = adapter.factors()
-    if adapter.name in ("ia3", "tlora", "gain", "experts", "oft-input", "boft-input"):
+    if adapter.name in ("ia3", "tlora", "gain", "experts", "oft-input", "boft-input", "hra", "vera"):
         return "reads no"
     if adapter.name == "diag-oft" and "rescale" in factors:
         return "ignores the rescale"

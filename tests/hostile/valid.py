@@ -73,6 +73,11 @@ def _peft(rng: random.Random) -> Iterator[Draft]:
         "base_model.model.fc.lora_embedding_B": torch.ones(4, 2),
     }
     yield drafted(embedding, config=_config("lora", "fc"))
+    hra = {"base_model.model.fc.hra_u": torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.5], [0.0, 0.0]])}
+    yield drafted(hra, config=_config("hra", "fc") | {"apply_GS": rng.random() < 0.5})
+    vera = {"base_model.vera_A": torch.ones(2, 5), "base_model.vera_B": torch.ones(6, 2)}
+    vectors = {"vera_lambda_b": torch.ones(6), "vera_lambda_d": torch.ones(2)}
+    yield drafted(vera | {f"base_model.model.fc.{n}": v for n, v in vectors.items()}, config=_config("vera", "fc"))
 
 
 def _config(family: str, module: str) -> dict[str, Any]:

@@ -150,8 +150,8 @@ def test_a_replacement_is_exact_at_strength_one(dtype: torch.dtype) -> None:
 
 def test_methods_that_are_not_read_are_named(tmp_path: Path) -> None:
     model = made(Net)
-    train(model, "VeraConfig", tmp_path, target_modules=["fc"], r=4)
-    with pytest.raises(Unsupported, match=r"PEFT's method VERA; lyc-fx reads LORA.*merge_and_unload"):
+    train(model, "FourierFTConfig", tmp_path, target_modules=["fc"], n_frequency=9)
+    with pytest.raises(Unsupported, match=r"PEFT's method FOURIERFT; lyc-fx reads LORA.*merge_and_unload"):
         lyc_fx.load(tmp_path)
     tensors = {
         "base_model.model.fc.lora_A.weight": torch.randn(2, 3),

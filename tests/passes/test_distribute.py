@@ -43,7 +43,9 @@ def chain_layers(adapter: Adapter, case: Case) -> int | None:
         stages, size = shapes["blocks"][0] if adapter.name == "boft-input" else 1, shapes["blocks"][-1]
         whole = prod(case.logical[2:]) == 1 and inner % (2 ** (stages - 1) * size) == 0
         return 1 + spatial * stages if whole else None
-    return {"ia3": 1, "glora": 5}.get(adapter.name)
+    if adapter.name == "hra":
+        return 3 if prod(case.logical[2:]) == 1 else None
+    return {"ia3": 1, "glora": 5, "vera": 3}.get(adapter.name)
 
 
 def _khatri_rao(out: int, inner: int, taps: int, groups: int, adapter: Adapter) -> int | None:
@@ -79,7 +81,7 @@ def test_several_adapters_become_several_chains_and_what_has_none_stays(case: Ca
     adapters = [adapter for adapter in stack if adapter is not None]
     before = adapted(case, *adapters)
     after = lyc_fx.lower(before, check=True)
-    sums = [a for a in adapters if (isinstance(a, Additive) and a.additive) or a.name == "glora"]
+    sums = [a for a in adapters if (isinstance(a, Additive) and a.additive) or a.name in ("glora", "hra")]
     chained = [adapter for adapter in sums if chain_layers(adapter, case) is not None]
     assert 0 < len(chained) < len(adapters)
     assert fired(after) == len(chained)

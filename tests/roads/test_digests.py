@@ -22,6 +22,7 @@ RECORDED: dict[str, str] = {
     "full(diff)": "97e2093597e99291",
     "gain(gain)": "a60ef3eeae15cda8",
     "glora(a1,a2,b1,b2)": "1e5f265d5b7e2a4d",
+    "hra(u)": "eac4951f6e89d1a1",
     "ia3(weight)": "3475517e97fe5dbf",
     "locon(up,down)": "fc4c0a3c46e157eb",
     "locon(up,down,mid)": "d6383e33f4b80319",
@@ -49,6 +50,7 @@ RECORDED: dict[str, str] = {
     "oft-input(blocks)": "f680f5a0554dca56",
     "replace(value)": "3922eed73279708f",
     "tlora(q,p,lam)": "d94803700e9cf0bf",
+    "vera(a,b,lambda_b,lambda_d)": "3540d2abd01ad9bc",
 }
 
 

@@ -1,8 +1,8 @@
 """PEFT adapters: `base_model.model.<module>.<factor>`, with alpha in `adapter_config.json` beside the tensors.
 
 LORA (with DoRA, rslora, rank and alpha patterns, `lora_B.bias`, embeddings, attention, `target_parameters`), ADALORA,
-LOHA, LOKR, IA3, OFT and BOFT; with any of them whole modules and biases that were trained. What they mean is what
-PEFT's forward computes: it scales LoKr by alpha / r also where both factors are full, which LyCORIS does not.
+LOHA, LOKR, IA3, OFT, BOFT, HRA and VERA; with any of them whole modules and biases that were trained. What they mean
+is what PEFT's forward computes: it scales LoKr by alpha / r also where both factors are full, which LyCORIS does not.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.layouts import computable, lycoris_layouts, rank_of, with_trained_scale
-from lyc_fx.formats.peft import experts, ia3, rotations
+from lyc_fx.formats.peft import experts, ia3, rotations, vera
 from lyc_fx.formats.peft.keys import EMBEDDED, PREFIX, TOKENS, parse
 from lyc_fx.formats.peft.methods import refuse_unreadable
 from lyc_fx.formats.peft.write import contents
@@ -40,8 +40,13 @@ class Peft(Format):
             refuse_unreadable(source.name, source.config)
         return found
 
+    def shared(self, key: str) -> str | None:
+        return vera.shared(key)
+
     def complete(self, module: str, group: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
         config, full = source.config, dict(group)
+        if not vera.VECTORS.isdisjoint(full):
+            return vera.read(full, source.shared)
         if config is None and SCALED.isdisjoint(full):
             raise BadAdapter(
                 "PEFT keeps what else there is to know in adapter_config.json: load the directory that holds both "
@@ -55,6 +60,8 @@ class Peft(Format):
             return full | ia3.read(module, full.pop("ia3_l"), config)
         if "boft_R" in full:
             return full
+        if "hra_u" in full:
+            return full | {"hra_gs": torch.tensor(int(bool(config.get("apply_GS"))))}
         for suffix in rotations.PACKED:
             if suffix in full:
                 return full | rotations.read(suffix, full.pop(suffix), config)

@@ -19,7 +19,8 @@ FACTORS = {
     "ia3_l": "ia3_l",
     "oft_R": "packed_R",
     "oft_embedding_R": "packed_embedding_R",
-    **{name: name for name in (*EMBEDDED, "boft_R", "boft_s")},
+    **{name: name for name in (*EMBEDDED, "boft_R", "boft_s", "hra_u")},
+    **{f"vera_{name}": f"vera_{name}" for name in ("A", "B", "lambda_b", "lambda_d")},
     **{f"hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
@@ -27,7 +28,7 @@ LYCORIS = ("alpha", "dora_scale")
 """LyCORIS's own keys, which some tools write beside these"""
 _MARKS = tuple({name.partition("_")[0] + "_" for name in FACTORS})
 _NAMED = re.compile(
-    r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|ia3_l|oft_R|boft_[Rs])"
+    r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|hada_\w+|lokr_\w+|ia3_l|oft_R|boft_[Rs]|hra_u|vera_\w+)"
     r"\.(?!weight$|bias$)[^.]+(?=\.weight$|\.bias$|$)"
 )
 """A factor with the name of its adapter, as in a model's state dict"""

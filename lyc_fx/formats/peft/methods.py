@@ -5,7 +5,7 @@ from typing import Any
 
 from lyc_fx.errors import Unsupported
 
-METHODS = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
+METHODS = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA", "VERA")
 _VARIANTS = {
     "alora_invocation_tokens": "an activated LoRA acts on some tokens only",
     "arrow_config": "Arrow chooses among adapters by the input",

@@ -43,6 +43,7 @@ def contents(adapters: AdapterSet) -> Contents:
     tensors = {
         f"{PREFIX}{m.name}.{factor}": value.contiguous() for m in adapted for factor, value in writer.tensors(m).items()
     }
+    tensors |= {key: value.contiguous() for key, value in writer.common(adapted).items()}
     whole, replaced = _replacements(modules)
     if whole:
         config["modules_to_save"] = whole

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from lyc_fx.adapters import Entry
+from lyc_fx.errors import Unsupported
 from lyc_fx.families import Adapter
 
 
@@ -43,9 +44,20 @@ class Writer(ABC):
     def tensors(self, module: Module) -> Mapping[str, Tensor]:
         """The module's tensors by PEFT's factor names."""
 
+    def common(self, modules: Sequence[Module]) -> Mapping[str, Tensor]:
+        """Tensors of all modules by their whole keys. Raises Unsupported where the modules need several."""
+        return {}
+
     @abstractmethod
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         """The method's part of the configuration. Raises Unsupported where the modules need several."""
+
+
+def same(what: str, values: Sequence[Any]) -> Any:
+    """The one value. Raises Unsupported where there are several."""
+    if len(set(values)) > 1:
+        raise Unsupported(f"PEFT has one {what} for all modules, here there are {sorted(set(values))}")
+    return values[0]
 
 
 def ranks_and_alphas(modules: Sequence[Module], rank: Mapping[str, int], alpha: str) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""OFT and BOFT: one block size, and one set of options, for all modules."""
+"""OFT, BOFT and HRA: one block size, and one set of options, for all modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor
 
-from lyc_fx.errors import Unsupported
 from lyc_fx.families.boft_input import InputBOFT
+from lyc_fx.families.hra import HRA
 from lyc_fx.families.oft_input import InputOFT
 from lyc_fx.formats.peft.rotations import packed
-from lyc_fx.formats.peft.writers.module import Module, Writer
+from lyc_fx.formats.peft.writers.module import Module, Writer, same
 
 
 @final
@@ -30,9 +30,9 @@ class OftWriter(Writer):
 
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         made = [m.adapter for m in modules if isinstance(m.adapter, InputOFT)]
-        size = _same("block size", [a.rank for a in made])
-        terms = int(_same("number of terms", [a.terms for a in made]))
-        bound = _same("constraint", [a.alpha or 0.0 for a in made])
+        size = same("block size", [a.rank for a in made])
+        terms = int(same("number of terms", [a.terms for a in made]))
+        bound = same("constraint", [a.alpha or 0.0 for a in made])
         return {
             "r": 0,
             "oft_block_size": size,
@@ -61,15 +61,28 @@ class BoftWriter(Writer):
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         shapes = [tuple(m.adapter.factors()["blocks"].shape) for m in modules]
         return {
-            "boft_block_size": _same("block size", [shape[2] for shape in shapes]),
+            "boft_block_size": same("block size", [shape[2] for shape in shapes]),
             "boft_block_num": 0,
-            "boft_n_butterfly_factor": _same("number of stages", [shape[0] for shape in shapes]),
+            "boft_n_butterfly_factor": same("number of stages", [shape[0] for shape in shapes]),
             "bias": "all" if any(m.new for m in modules) else "none",
         }
 
 
-def _same(what: str, values: Sequence[Any]) -> Any:
-    """The one value. Raises Unsupported where there are several."""
-    if len(set(values)) > 1:
-        raise Unsupported(f"PEFT has one {what} for all modules, here there are {sorted(set(values))}")
-    return values[0]
+@final
+class HraWriter(Writer):
+    method = "HRA"
+    family = HRA
+
+    def fault(self, module: Module) -> str | None:
+        return "PEFT's HRA has no change of the bias" if module.bias else None
+
+    def tensors(self, module: Module) -> Mapping[str, Tensor]:
+        return {"hra_u": module.adapter.factors()["u"]}
+
+    def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
+        made = [m.adapter for m in modules if isinstance(m.adapter, HRA)]
+        return {
+            "r": same("rank", [a.rank for a in made]),
+            "apply_GS": bool(same("apply_GS", [a.orthonormal for a in made])),
+            "bias": "all" if any(m.new for m in modules) else "none",
+        }
