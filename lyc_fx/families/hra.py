@@ -18,8 +18,7 @@ from lyc_fx.families.shaped import Shaped, layouts_of
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HRA(Shaped):
-    """`W' = W · (I + s · (H - I))`, `H = H_1 ⋯ H_r`, `H_i = I - 2 u_i u_iᵀ`, u_i the columns of U at unit length.
-    """
+    """`W' = W · (I + s · (H - I))`, `H = H_1 ⋯ H_r`, `H_i = I - 2 u_i u_iᵀ`, u_i the columns of U at unit length."""
 
     name = "hra"
     suffixes = {"u": "hra_u"}
