@@ -42,7 +42,7 @@ class Map(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class Compose(Map):
-    """Several matrices, of which the first acts first on rows: `M = M_n ⋯ M_1`; on inputs, `W · M_1 ⋯ M_n`."""
+    """`M = M_n ⋯ M_1`: of several matrices, the first acts first."""
 
     maps: tuple[Map, ...]
 
@@ -52,12 +52,12 @@ class Compose(Map):
         return weight
 
     def columns(self, weight: Tensor) -> Tensor:
-        for each in self.maps:
+        for each in self.maps[::-1]:
             weight = each.columns(weight)
         return weight
 
     def act(self, layer: Layer, x: Tensor, *, on_rows: bool, turned: bool) -> Tensor:
-        for each in self.maps if on_rows != turned else self.maps[::-1]:
+        for each in self.maps[::-1] if turned else self.maps:
             x = each.act(layer, x, on_rows=on_rows, turned=turned)
         return x
 

@@ -61,7 +61,7 @@ class InputBOFT(Adapter):
             swaps = Swap(apart, 2, size // 2), Swap(2, apart, size // 2)
             steps += [swaps[0], turn, swaps[1]] if stage else [turn]
         gain = Diagonal(1 + strength * (self.gain.reshape(-1) - 1))
-        return Mapped(rows=gain, columns=Compose(tuple(steps)))
+        return Mapped(rows=gain, columns=Compose(tuple(steps[::-1])))
 
     def row_step(self, shape: Shape, at_most: int) -> int:
         return at_most

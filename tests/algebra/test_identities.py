@@ -3,64 +3,17 @@
 Structures are generated from a table, so that a new one is tried with all others the day it is added.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nets import VARIANTS, Variant, random_for, variant_id
+from structures import STRUCTURES, Shape, drawn, exact, integers
 from torch import Tensor
 
 from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker
 from lyc_fx.families.shaped import Additive
 
-exact = settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate),
-)
-Shape = tuple[int, ...]
-Make = Callable[[st.DrawFn, Shape], Structure]
-
-
-def integers(draw: st.DrawFn, *sizes: int) -> Tensor:
-    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return torch.randint(-3, 4, sizes, generator=rng).double()
-
-
-def rank(draw: st.DrawFn) -> int:
-    return draw(st.integers(1, 4))
-
-
-def dense(draw: st.DrawFn, shape: Shape) -> Structure:
-    return Dense(integers(draw, *shape))
-
-
-def low(draw: st.DrawFn, shape: Shape) -> Structure:
-    r = rank(draw)
-    return Low(integers(draw, shape[0], r), integers(draw, r, *shape[1:]))
-
-
-def tucker(draw: st.DrawFn, shape: Shape) -> Structure:
-    p, q = rank(draw), rank(draw)
-    return Tucker(integers(draw, p, q, *shape[2:]), integers(draw, shape[0], p), integers(draw, q, shape[1]))
-
-
-def hadamard(draw: st.DrawFn, shape: Shape) -> Structure:
-    one, other = (draw(st.sampled_from([dense, low, tucker])) for _ in range(2))
-    return Hadamard(one(draw, shape), other(draw, shape))
-
-
-def kronecker(draw: st.DrawFn, shape: Shape) -> Structure:
-    l, m = (draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0])) for size in shape[:2])  # noqa: E741
-    inner = draw(st.sampled_from([dense, low, tucker]))
-    return Kron(integers(draw, l, m), inner(draw, (shape[0] // l, shape[1] // m, *shape[2:])))
-
-
-STRUCTURES: dict[str, Make] = {f.__name__: f for f in (dense, low, tucker, hadamard, kronecker)}
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12)) | st.tuples(
     st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)
 )
@@ -89,7 +42,7 @@ def entries(structure: Structure, shape: Shape) -> Tensor:
 @exact
 @given(data=st.data(), shape=shapes)
 def test_each_form_is_the_same_change(name: str, data: st.DataObject, shape: Shape) -> None:
-    structure = data.draw(st.composite(lambda draw: STRUCTURES[name](draw, shape))())
+    structure = data.draw(drawn(STRUCTURES[name], shape))
     wanted = entries(structure, shape)
     assert torch.equal(structure.value(shape), wanted)
     left, right = structure.pair()
@@ -98,6 +51,10 @@ def test_each_form_is_the_same_change(name: str, data: st.DataObject, shape: Sha
     total = weight.clone()
     structure.add_to(total, -2.0)
     assert torch.equal(total, weight - 2 * wanted)
+    for axis in (0, 1):
+        others = [dim for dim in range(len(shape)) if dim != axis]
+        assert torch.equal(structure.dot(weight, axis), (weight * wanted).sum(others))
+        assert torch.equal(structure.squares(shape, axis), wanted.square().sum(others))
 
 
 PLAIN = [(f, layout) for f, layout in VARIANTS if issubclass(f, Additive) and "magnitude" not in layout]
