@@ -83,9 +83,13 @@ def formula_of(merged: Node) -> tuple[str, ...]:
 
 
 def base_of(merged: Node) -> Node | None:
-    """The node that gives the weight which a merged one is made of: all else in its formula splice has inserted."""
-    inputs = (source for node in _formula(merged) for source in node.all_input_nodes)
-    return next((source for source in inputs if not source.meta.get(EMITTED)), None)
+    """The node that gives the weight which a merged one is made of: all else in its formula splice has inserted.
+
+    None where that is no longer one node.
+    """
+    inputs = {source for node in _formula(merged) for source in node.all_input_nodes}
+    bases = [source for source in inputs if not source.meta.get(EMITTED)]
+    return bases[0] if len(bases) == 1 else None
 
 
 def _formula(merged: Node) -> list[Node]:
