@@ -14,7 +14,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.chains import Lowering, Reading
-from lyc_fx.layers import Site, sites, transpose_of, weight_of
+from lyc_fx.layers import REPEATS, sites, transpose_of, weight_of
 from lyc_fx.pipeline import done
 from lyc_fx.program import BANK
 from lyc_fx.rewrite import EMITTED
@@ -62,6 +62,8 @@ def _as_weight(source: Node, user: Node) -> bool:
         return all(_as_weight(user, each) for each in user.users)
     if user.meta.get(EMITTED):  # another layer's formula
         return True
+    if user.target in REPEATS:
+        return all(_as_weight(source, each) for each in user.users)
     return weight_of(user) is source
 
 
@@ -86,9 +88,8 @@ def _elsewhere(gm: GraphModule) -> Iterator[Missed]:
     for node in gm.graph.nodes:
         if node.op != "call_function" or node.meta.get(EMITTED) or transpose_of(node) is not None:
             continue
-        weight = weight_of(node)
         for source in node.all_input_nodes:
-            if source is weight or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
+            if _as_weight(source, node) or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
                 continue
             if all(n.op != "placeholder" for n in _cone(source)):
                 reason = f"{node.target} does not read {source.name} as the weight of a layer with chains"

@@ -1,5 +1,6 @@
 """The layer kinds, one per file: which operators, where their weight is, and how they take a narrow one."""
 
+from lyc_fx.layers.bmm import REPEATS
 from lyc_fx.layers.call import Call
 from lyc_fx.layers.kind import LayerKind, named, position
 from lyc_fx.layers.sites import Site, graphs, sites, weight_of
@@ -11,6 +12,7 @@ from lyc_fx.layers.weight_norm import COMPUTED, weight_norm_parts
 __all__ = [
     "COMPUTED",
     "KINDS",
+    "REPEATS",
     "Call",
     "LayerKind",
     "Site",

@@ -3,8 +3,10 @@
 from typing import final
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
+from lyc_fx.layers.kind import Arguments
 from lyc_fx.layers.linear import Linear
 
 
@@ -14,7 +16,9 @@ class Addmm(Linear):
     x = "mat1"
     weight = "mat2"
     bias = "self"
-    needs_bias = True
 
     def x_first(self, node: Node) -> bool:
         return True
+
+    def base(self, call: Arguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.matmul(x, weight) if bias is None else super().base(call, x, weight, bias)

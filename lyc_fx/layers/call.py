@@ -49,13 +49,7 @@ class Call(Layer):
 
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The call itself, on the weight as the operator reads it; without a bias where that is None."""
-        kind = self.kind
-        if bias is None and kind.needs_bias:
-            return kind.narrow(self.arguments, x, weight, x_first=True, groups=self.groups, plain=False)
-        given: dict[str, Any] = {kind.x: x, kind.weight: weight}
-        if kind.bias is not None:
-            given[kind.bias] = bias
-        return self.arguments.call(given)
+        return self.kind.base(self.arguments, x, weight, bias)
 
     def biased(self, y: Tensor, bias: Tensor | None) -> Tensor:
         """Outputs with the layer's bias."""

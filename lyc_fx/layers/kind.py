@@ -20,7 +20,6 @@ class LayerKind(ABC):
     weight: ClassVar[str] = "weight"
     bias: ClassVar[str | None] = "bias"
     """None for operators that have no bias"""
-    needs_bias: ClassVar[bool] = False
     spatial: ClassVar[bool] = False
     """Whether the weight has a kernel: `(…, …, *kernel)`"""
     looks_up: ClassVar[bool] = False
@@ -39,6 +38,15 @@ class LayerKind(ABC):
         self, call: "Arguments", x: Tensor, weight: Tensor, *, x_first: bool, groups: int, plain: bool
     ) -> Tensor:
         """The operator without bias on a narrow weight, all of it or, if `plain`, only between channels."""
+
+    def base(self, call: "Arguments", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The operator itself on a weight as it reads it; without a bias where that is None."""
+        given: dict[str, Any] = {self.x: x, self.weight: weight}
+        return call.call(given if self.bias is None else given | {self.bias: bias})
+
+    def matrix(self, weight: Node) -> Node | None:
+        """The weight of the layer, from the argument; None where that is none."""
+        return weight
 
     def groups(self, node: Node) -> int:
         """How many equal parts of the weight's first dimension see, or give, channels of their own."""

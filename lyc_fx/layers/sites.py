@@ -21,8 +21,8 @@ class Site:
 
     @property
     def weight(self) -> Node:
-        weight = named(self.node)[self.kind.weight]
-        assert isinstance(weight, Node)
+        weight = weight_of(self.node)
+        assert weight is not None
         return weight
 
     @property
@@ -40,9 +40,8 @@ def sites(graph: Graph) -> Iterator[Site]:
         kind = KINDS.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
-        given = named(node)
-        x, weight = given[kind.x], given[kind.weight]
-        if isinstance(weight, Node) and (not kind.of_any_two or (x in varying and weight not in varying)):
+        x, weight = named(node)[kind.x], weight_of(node)
+        if weight is not None and (not kind.of_any_two or (x in varying and weight not in varying)):
             yield Site(kind, node)
 
 
@@ -50,7 +49,7 @@ def weight_of(node: Node) -> Node | None:
     """What a call has in the place of a layer's weight."""
     kind = KINDS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
     weight = named(node)[kind.weight] if kind is not None else None
-    return weight if isinstance(weight, Node) else None
+    return kind.matrix(weight) if kind is not None and isinstance(weight, Node) else None
 
 
 def graphs(gm: GraphModule) -> Iterator[Graph]:

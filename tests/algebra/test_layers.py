@@ -22,7 +22,7 @@ from lyc_fx.layers.kind import Arguments
 
 aten = torch.ops.aten
 X_FIRST = {
-    "Linear": False, "Addmm": True, "Matmul": True, "Mm": True, "Embedding": True, "Convolution": False,
+    "Linear": False, "Addmm": True, "Matmul": True, "Mm": True, "Bmm": True, "Embedding": True, "Convolution": False,
     "TransposedConvolution": True, "AnyConvolution": False,
 }  # fmt: skip
 

@@ -58,6 +58,7 @@ CASES = (
     _uses("matmul-mT", (20, 6), lambda x, w, b: x @ w.mT),
     _uses("matmul-transpose", (20, 6), lambda x, w, b: x @ w.transpose(-1, 0)),
     _uses("matmul-permute", (20, 6), lambda x, w, b: x @ w.permute(1, 0)),
+    _uses("transposed-activations", (20, 6), lambda x, w, b: F.linear(x.unsqueeze(0).mT.contiguous().mT, w, b), 20),
     _uses("mm", (6, 20), lambda x, w, b: torch.mm(x, w)),
     _uses("mm-t", (20, 6), lambda x, w, b: torch.mm(x, w.t())),
     _uses("addmm", (6, 20), _flat, 20),
