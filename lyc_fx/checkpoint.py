@@ -3,11 +3,12 @@
 import os
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache, partial
-from typing import Literal
+from typing import get_args
 
 import torch
 
 from lyc_fx.binding import bind
+from lyc_fx.choices import Rounding
 from lyc_fx.errors import BadAdapter, LycFxError, NotApplicable, Unsupported
 from lyc_fx.families import Convention, Effect
 from lyc_fx.files import path_of
@@ -47,7 +48,7 @@ def fold_checkpoint(
     allow_nonfinite: bool = False,
     component: str | Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
-    rounding: Literal["nearest", "stochastic"] = "nearest",
+    rounding: Rounding = "nearest",
     seed: int = 0,
     memory: int = MEMORY,
     verify: bool = False,
@@ -90,8 +91,8 @@ def fold_checkpoint(
     or `dtype` for float8 weights in units of a scale); then there is no output, and an existing one is unchanged.
     """
     target = None if out is None else path_of(out, "the output")
-    if rounding not in ("nearest", "stochastic"):
-        raise BadAdapter(f"there is no rounding {rounding!r}: use 'nearest' or 'stochastic'")
+    if rounding not in get_args(Rounding):
+        raise BadAdapter(f"there is no rounding {rounding!r}: use {' or '.join(map(repr, get_args(Rounding)))}")
     stack = stacked(
         adapters,
         strength,

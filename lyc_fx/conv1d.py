@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Graph
+from torch.nn.modules.conv import _ConvNd as _Convolution
 
 from lyc_fx.naming import projections
 
@@ -21,11 +22,11 @@ _NAME = "Conv1D"
 def is_conv1d(kind: Any) -> bool:
     """Return whether a class, or the class with this qualified name, is Conv1D or derived from it.
 
-    A class that cannot be looked up (of another process, or defined inside a function) is judged by the end of its
-    name.
+    A class derived from torch's convolutions is not, whatever its name. A class that cannot be looked up (of another
+    process, or defined inside a function) is judged by the end of its name.
     """
     if isinstance(kind, type):
-        return any(base.__name__ == _NAME for base in kind.__mro__)
+        return any(base.__name__ == _NAME for base in kind.__mro__) and not issubclass(kind, _Convolution)
     module, _, name = str(kind).rpartition(".")
     known = getattr(sys.modules.get(module), name, None)
     return is_conv1d(known) if isinstance(known, type) else name.endswith(_NAME)
@@ -33,7 +34,8 @@ def is_conv1d(kind: Any) -> bool:
 
 def stored_in_out(model: nn.Module) -> frozenset[str]:
     """Return the names of the weights that are stored as `(in, out)`, including all aliases of their modules."""
-    return frozenset(_named(model))
+    kernels = {name for name, weight in model.named_parameters(remove_duplicate=False) if weight.dim() > 2}
+    return frozenset(_named(model)) - kernels
 
 
 def _named(model: nn.Module) -> Iterator[str]:

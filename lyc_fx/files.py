@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,29 +69,36 @@ def unique(target: Path) -> Path:
     return target.absolute().with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.part")
 
 
+def header_of(
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Return the header of a safetensors file, and where in the file each tensor starts.
+
+    Format: 8 bytes of header length, a JSON header padded with spaces to a multiple of 8 bytes, the tensors' bytes one
+    after another (https://github.com/huggingface/safetensors).
+    """
+    # safe_open gives metadata in another order each time; the same input gives the same bytes.
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position, starts = 0, {}
+    for name, (dtype, shape) in layout.items():
+        starts[name] = position
+        position += prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": CODES[dtype], "shape": list(shape), "data_offsets": [starts[name], position],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + start for name, start in starts.items()}
+
+
 def write_safetensors(
     file: BinaryIO,
     layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file one tensor at a time; `tensors` come in the order of `layout`.
-
-    Format: 8 bytes of header length, a JSON header padded to 8 bytes, the tensors' bytes one after another
-    (https://github.com/huggingface/safetensors).
-    """
-    # safe_open gives metadata in another order each time; the same input gives the same bytes.
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position = 0
-    for name, (dtype, shape) in layout.items():
-        size = torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {
-            "dtype": CODES[dtype], "shape": list(shape), "data_offsets": [position, position + size],
-        }  # fmt: skip
-        position += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
+    """Write a safetensors file one tensor at a time; `tensors` come in the order of `layout`."""
+    file.write(header_of(layout, metadata)[0])
     for (name, tensor), (expected, (dtype, shape)) in zip(tensors, layout.items(), strict=True):
         assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, dtype, tuple(shape))
         if tensor.numel():

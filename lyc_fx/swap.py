@@ -161,8 +161,10 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.restore()
-        self._store.close()
+        try:
+            self.restore()
+        finally:
+            self._store.close()
 
 
 def _mark(tensor: Tensor) -> tuple[int, int]:

@@ -31,3 +31,11 @@ def up_of(adapters: AdapterSet, module: str = "m") -> Tensor:
     [adapter] = [e.adapter for e in adapters.entries if e.module == module]
     assert isinstance(adapter, LoCon)
     return adapter.up
+
+
+def keys(module: str = "lycoris_fc") -> dict[str, Tensor]:
+    return {
+        f"{module}.lora_up.weight": torch.randn(5, 2),
+        f"{module}.lora_down.weight": torch.randn(2, 3),
+        f"{module}.alpha": torch.tensor(3.0),
+    }

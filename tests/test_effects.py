@@ -1,6 +1,7 @@
 """What changed: how much of each weight, where nothing did, and what is not finite, on every road."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def on_disk(model: nn.Module, adapters: AdapterSet, strength: float, path: Path,
 
 
 def in_a_graph(model: nn.Module, adapters: AdapterSet, strength: float, path: Path, **options: bool) -> Report:
-    x = torch.randn(2, 6).to(model[0].weight.dtype)
+    x = torch.randn(2, model[0].in_features).to(model[0].weight.dtype)
     return lyc_fx.report(lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, strength), **options))
 
 
@@ -138,3 +139,36 @@ def test_an_effect_is_measured_on_any_shape_and_dtype() -> None:
     few = torch.zeros(300, 300)
     few[299, 298] = 1
     assert Effect.of(torch.zeros(300, 300), few).changed, "also where the sample does not show it"
+
+
+def test_what_only_bits_show_is_a_change() -> None:
+    ones, signed = torch.ones(3).to(torch.float8_e4m3fn), torch.tensor([1.0, 0.0, 1.0]).to(torch.float8_e4m3fn)
+    assert Effect.of(ones, ones).relative == 0
+    assert 0 < Effect.of(signed, torch.tensor([1.0, -0.0, 1.0]).to(torch.float8_e4m3fn)).relative < 1e-100
+
+
+def test_what_is_not_finite_and_stays_so_is_no_change() -> None:
+    before = torch.tensor([1.0, torch.nan, torch.inf, 0.0])
+    for dtype in (torch.float64, torch.float16, torch.float8_e5m2):
+        assert not Effect.of(before.to(dtype), before.to(dtype)).changed
+    for place, value in ((0, torch.nan), (1, 0.0), (1, 2.0), (2, 2.0), (2, -torch.inf), (3, torch.nan)):
+        after = before.clone()
+        after[place] = value
+        effect = Effect.of(before, after)
+        assert effect.changed and effect.relative > 0, (place, value)
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_outside_of_the_sample_counts(road: Road, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 512)).to(dtype)
+    diff = torch.zeros(512, 512)
+    diff[511, 510] = 3.0
+    before = model[0].weight.detach().double()
+    adapters = lyc_fx.load({"lycoris_0.diff": diff})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NothingChanged)
+        report = road(model, adapters, 1.0, tmp_path)
+    assert report.unchanged == () and report.nothing_changed is None
+    assert report.changes["0.weight"] == pytest.approx(3.0 / float(before.norm()), rel=0.1)

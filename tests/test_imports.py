@@ -140,7 +140,9 @@ MAY: dict[str, set[str]] = {
     "folding": LOW
     | FILES
     | {"adapters", "named", "naming", "outputs", "binding", "families", "fitting", "folding", "formats", "stack"},
-    "checkpoint": LOW | {"binding", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
+    "choices": set(),
+    "checkpoint": LOW
+    | {"binding", "choices", "fitting", "naming", "folding", "families", "formats", "orientation", "stack"},
 }
 
 

@@ -244,3 +244,17 @@ def test_keeps_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="gone"):
         live.set({A: 1.0})
     assert bits(model) == bits(net())
+
+
+def test_the_store_is_closed_even_if_the_base_cannot_be_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("the device is gone")
+
+    net = nn.Sequential(nn.Linear(6, 15))
+    live = lyc_fx.live(net)
+    closed: list[bool] = []
+    monkeypatch.setattr(live._store, "close", lambda: closed.append(True))
+    monkeypatch.setattr(live, "restore", broken)
+    with pytest.raises(OSError, match="the device is gone"), live:
+        assert not closed
+    assert closed == [True]

@@ -1,37 +1,13 @@
 """`ADAPTER[@STRENGTH]` and `PATTERN=FACTOR`, as the user types them."""
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Self, final
+from typing import Annotated, Literal, Self, final
 
 import typer
 
-
-class Convention(Enum):
-    """`lyc_fx.families.Convention` as a choice on the command line."""
-
-    interpolate = "interpolate"
-    lycoris = "lycoris"
-
-
-class DType(Enum):
-    """Dtypes of weights as choices on the command line."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float8_e4m3fn = "float8_e4m3fn"
-    float8_e5m2 = "float8_e5m2"
-
-
-class Rounding(Enum):
-    """How results are rounded, as a choice on the command line."""
-
-    nearest = "nearest"
-    stochastic = "stochastic"
-
-
+DType = Literal["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+"""The dtypes of torch to which a fold can convert weights"""
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="PEFT's adapter_config.json, for files that have none beside them.")
 ]

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,25 +10,15 @@ import typer
 from lyc_fx.cli.arguments import Alpha, Config
 from lyc_fx.cli.progress import working
 from lyc_fx.cli.renaming import Rename, renamed
+from lyc_fx.naming import Target
 
 if TYPE_CHECKING:
     from lyc_fx.convert import ConvertedAdapter
 
 
-class To(Enum):
-    """`lyc_fx.naming.Target` as a choice on the command line."""
-
-    lycoris = "lycoris"
-    kohya = "kohya"
-    peft = "peft"
-    diffusers = "diffusers"
-    comfyui = "comfyui"
-    nhwc = "nhwc"
-
-
 def command(
     file: Annotated[Path, typer.Argument(metavar="IN", help="An adapter: a .safetensors file or a PEFT directory.")],
-    to: Annotated[To, typer.Option(help="The convention to write.")],
+    to: Annotated[Target, typer.Option(help="The convention to write.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="A file; for peft a new directory.")],
     like: Annotated[
         Path | None,
@@ -54,7 +43,7 @@ def command(
 
         [adapters] = renamed([load(file, config=config, alpha=alpha)], rename)
         conversion = convert(adapters, to.value, like=like, svd=svd)
-        free(out, [file], folder=to is To.peft, force=force)
+        free(out, [file], folder=to is Target.peft, force=force)
         conversion.save(out, [file], force=force)
     if as_json:
         modules = [_data(made) for made in conversion.modules]

@@ -13,7 +13,8 @@ import typer
 from rich.filesize import decimal
 
 from lyc_fx.allocator import retain_freed_memory
-from lyc_fx.cli.arguments import Alpha, Config, Convention, DType, Rounding, Wanted, parse_block
+from lyc_fx.choices import Convention, Rounding
+from lyc_fx.cli.arguments import Alpha, Config, DType, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.cli.renaming import Rename, renamed
 from lyc_fx.folding.ahead import read_ahead
@@ -66,7 +67,7 @@ def command(
     ] = False,
     convention: Annotated[
         Convention, typer.Option(help="What strengths between 0 and 1 mean for DoRA and rescaled OFT.")
-    ] = Convention.interpolate,
+    ] = "interpolate",
     transposed: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,9 +86,7 @@ def command(
     dtype: Annotated[
         DType | None, typer.Option(help="Convert all floating-point weights; by default each keeps its dtype.")
     ] = None,
-    rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or up or down at random.")] = (
-        Rounding.nearest
-    ),
+    rounding: Annotated[Rounding, typer.Option(help="To the nearest value, or up or down at random.")] = "nearest",
     seed: Annotated[int, typer.Option(help="The seed of --rounding stochastic.")] = 0,
     memory: Annotated[
         int, typer.Option(metavar="MIB", min=1, help="Limit for blocks being merged and waiting results, in MiB.")
@@ -136,13 +135,13 @@ def command(
             None if dry_run else out,
             blocks or 1.0,
             strict=strict,
-            convention=convention.value,
+            convention=convention,
             sequential=sequential,
             transposed=transposed or (),
             allow_nonfinite=allow_nonfinite,
             component=component,
-            dtype=None if dtype is None else getattr(torch, dtype.value),
-            rounding=rounding.value,
+            dtype=None if dtype is None else getattr(torch, dtype),
+            rounding=rounding,
             seed=seed,
             memory=memory * 2**20,
             verify=verify,

@@ -1,5 +1,6 @@
 """What a merge did to a weight: how much it changed, and what is no finite number before or after."""
 
+import sys
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Self, final
@@ -12,6 +13,8 @@ from lyc_fx.families.finite import all_finite, finite
 
 _SAMPLE = 4096
 """Elements of a block from which its change is estimated: all of them would cost as much as a merge at a low rank"""
+_LEAST = sys.float_info.min
+"""The figure of a change that is none in real numbers, such as of 0 to -0"""
 
 
 @final
@@ -42,10 +45,10 @@ class Effect:
 
     @property
     def relative(self) -> float:
-        """‖W' - W‖ / ‖W‖, by the sample; infinite where that of W is zero, and 0 where nothing changed."""
+        """‖W' - W‖ / ‖W‖, by the sample; infinite where that of W is zero, and 0 only where nothing changed."""
         if not self.changed:
             return 0.0
-        return (self.delta / self.base) ** 0.5 if self.base else float("inf")
+        return (self.delta / self.base) ** 0.5 or _LEAST if self.base else float("inf")
 
     @classmethod
     def of(cls, before: Tensor, after: Tensor) -> Self:
@@ -55,8 +58,11 @@ class Effect:
             known = finite(before)
             lost, nonfinite = int((known & ~finite(after)).sum()), int((~known).sum())
         old, new = _sample(before), _sample(after)
-        changed = bool((old != new).any()) or not _same(before.to(after.dtype), after)
-        return cls(lost, nonfinite, changed, _square(new - old), _square(old))
+        delta = _square(new - old)
+        changed = delta > 0 or not _same(before.to(after.dtype), after)
+        if changed and not delta:  # the sample does not show it
+            delta = _square(_differences(before, after)) * old.numel() / before.numel()
+        return cls(lost, nonfinite, changed, delta, _square(old))
 
     def refuse(self, name: str, dtype: torch.dtype, count: int, *, allow_nonfinite: bool = False) -> None:
         """Raise BadAdapter for a weight of `count` values that overflowed, or that was not finite before."""
@@ -74,13 +80,27 @@ class Effect:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    byte = one.dtype.itemsize == 1 and one.dtype.is_floating_point  # float8 cannot be compared
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8)) if byte else torch.equal(one, other)
+    """Whether all values are the same, NaN included."""
+    if one.dtype.itemsize == 1 and one.dtype.is_floating_point:  # float8 cannot be compared
+        return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    if torch.equal(one, other):
+        return True
+    broken = one.isnan()
+    if not bool(broken.any()) or not torch.equal(broken, other.isnan()):
+        return False
+    return torch.equal(one.masked_fill(broken, 0), other.masked_fill(broken, 0))
 
 
 def _square(values: Tensor) -> float:
     """The sum of the squares, of those that are finite."""
     return float(values.square().nan_to_num(0.0, 0.0, 0.0).sum())
+
+
+def _differences(before: Tensor, after: Tensor) -> Tensor:
+    """The differences that are not zero, in float64."""
+    old, new = (rows.float() if rows.dtype.itemsize == 1 else rows for rows in (before, after))
+    where = old != new
+    return new[where].double() - old[where].double()
 
 
 def _sample(rows: Tensor) -> Tensor:

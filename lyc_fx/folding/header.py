@@ -11,7 +11,7 @@ from typing import final
 import torch
 
 from lyc_fx.errors import Unsupported
-from lyc_fx.files import CODES, STORED
+from lyc_fx.files import STORED, header_of
 from lyc_fx.formats.container import opened
 
 
@@ -73,24 +73,7 @@ def read_layout(path: Path) -> tuple[Layout, dict[str, str]]:
 
 
 def lay_out(tensors: Iterable[Stored], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]) -> Layout:
-    """Compute the layout of a new file with the same tensors in the same order, in the dtypes given by name.
-
-    The header is padded with spaces to a multiple of 8 bytes.
-    """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position, starts = 0, []
-    for tensor in tensors:
-        dtype = dtypes[tensor.name]
-        size = prod(tensor.shape) * dtype.itemsize
-        header[tensor.name] = {
-            "dtype": CODES[dtype], "shape": list(tensor.shape), "data_offsets": [position, position + size],
-        }  # fmt: skip
-        starts.append(position)
-        position += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-    placed = tuple(
-        Stored(t.name, dtypes[t.name], t.shape, first + start) for t, start in zip(tensors, starts, strict=True)
-    )
-    return Layout(len(text).to_bytes(8, "little") + text, placed)
+    """Compute the layout of a new file with the same tensors in the same order, in the dtypes given by name."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    header, starts = header_of({name: (dtypes[name], shape) for name, shape in shapes.items()}, metadata)
+    return Layout(header, tuple(Stored(name, dtypes[name], shape, starts[name]) for name, shape in shapes.items()))

@@ -43,13 +43,17 @@ class Merger:
     compute: torch.dtype | None = None
     seed: Seed = None
     """The seed of stochastic rounding; None rounds to the nearest"""
-    notes: list[str] = field(default_factory=list)
-    """What to tell the user, collected while merging"""
     effects: dict[str, Effect] = field(default_factory=dict)
     """The effect on each weight, summed over the rows that are done"""
+    _doubts: dict[str, list[str]] = field(default_factory=dict)
     _prepared_changes: dict[str, list[Change]] = field(default_factory=dict)
     _scales: dict[str, Scale] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell the user, by weight in the order of the binding, whichever thread came first."""
+        return [doubt for name in self.binding.targets for doubt in self._doubts.get(name, ())]
 
     def blocks(self, name: str) -> Blocks | None:
         """Return the blocks in which a tensor is merged, or None if it is copied unchanged.
@@ -189,7 +193,8 @@ class Merger:
         changes = self._prepared(name) if self.binding.active(name) else []
         if changes and whole:
             doubts = self.binding.doubts(name, rows, transposed=weight.transposed)
-            self.notes += [doubt for doubt in doubts if doubt not in self.notes]
+            with self._lock:
+                self._doubts[name] = doubts
         part = changes if whole else on_rows(changes, *block, weight.shape)
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
         with solvable(name):

@@ -1,128 +1,114 @@
 """Regular expressions out of an adapter's configuration, matched in bounded time.
 
-Python's `re` tries one alternative after another, which takes years for `(a+)+b`. Here all alternatives are followed
-at once, as a set of places in the pattern (Thompson's construction): the time is at most the size of the pattern
-times that of the name. Only whether a whole name matches is asked, so that greed does not matter.
+Python's `re` tries one alternative after another without a limit, which takes years for `(a|a)*b`. It decides which
+patterns are valid; the library `regex`, which can be given a time limit, does the matching.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, final
+from functools import lru_cache
+from math import prod
+from time import thread_time
+from typing import Any, final
+
+import regex
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.formats.syntax import Atom, Choice, Node, Repeat, Sequence, parsed
 from lyc_fx.formats.texts import shown
 
-_LARGEST = 5000
-"""Steps of a pattern, after `{m,n}` is written out"""
-_LONGEST = 1_000_000
-"""Steps of a pattern, times the letters of a name"""
+_SECONDS = 1.0
+"""How long one pattern may take with all names together"""
+_QUICK = 0.001
+"""Seconds of a match that do not count, so that a pattern may meet any number of names"""
+_LETTERS = 2000
+_WRITTEN_OUT = 200_000
+"""Letters of a pattern, times its repeat counts: `regex` writes these out when it compiles"""
+_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _PLAIN = re.compile(r"[\w.\-]*")
+_ONLY_IN_REGEX = re.compile(
+    r"""(?P<same> \\N\{[^}]*\} | \\. | \{ (?: \d+ (?:,\d*)? | ,\d* ) \} )   # means the same in both
+      | (?P<brace> \{ )                                                     # as in `a{e}`, a fuzzy match
+      | \[ (?P<posix> : )                                                   # as in `[[:alpha:]]` """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def matches(pattern: str, text: str) -> bool:
-    """`re.fullmatch(pattern, text) is not None`.
+    """Return `re.fullmatch(pattern, text) is not None`.
 
-    Raises BadAdapter for what is no pattern, for one too large, and for one that looks around or back.
+    Raises BadAdapter for a pattern that is not valid, too large or too slow.
     """
-    if _PLAIN.fullmatch(pattern):  # nothing to choose from: the usual case, a name
+    if _PLAIN.fullmatch(pattern) and "\n" not in text:  # the usual case, a name
         return len(pattern) == len(text) and all(p in (".", c) for p, c in zip(pattern, text, strict=True))
-    return _Program.of(pattern).run(text)
+    return _whole(pattern).matches(text)
 
 
 def means(pattern: str, module: str) -> bool:
-    """Whether PEFT takes a pattern to mean this module: `re.match(r"(.*\\.)?(<pattern>)$", module)`."""
-    if _PLAIN.fullmatch(pattern):
+    """Return whether PEFT takes a pattern to mean this module: `re.match(r"(.*\\.)?(<pattern>)$", module)`.
+
+    Raises BadAdapter for a pattern that is not valid by itself, too large or too slow.
+    """
+    if _PLAIN.fullmatch(pattern) and "\n" not in module:
         before, tail = module[: -len(pattern) or len(module)], module[len(module) - len(pattern) :]
         return len(pattern) <= len(module) and (not before or before[-1] == ".") and matches(pattern, tail)
-    parsed(pattern)  # by itself, so that no bracket of it closes ours
-    return matches(rf"(.*\.)?({pattern})", module)
+    return _tail(pattern).matches(module)
 
 
 @final
-@dataclass(frozen=True)
-class _Program:
-    """A pattern as steps: a test of one place in the text, or the steps that may come next."""
+@dataclass
+class _Limited:
+    """A compiled pattern, and the time that it may still take."""
 
-    steps: tuple[re.Pattern[str] | tuple[int, ...], ...]
-    """The step after a test is the one behind it; the step behind the last is a match"""
     pattern: str
+    match: Callable[..., object]
+    left: float = _SECONDS
 
-    @classmethod
-    def of(cls, pattern: str) -> Self:
-        steps: list[re.Pattern[str] | tuple[int, ...]] = []
-        _emit(parsed(pattern), steps, [0], pattern)
-        return cls(tuple(steps), pattern)
-
-    def run(self, text: str) -> bool:
-        if len(self.steps) * len(text) > _LONGEST:
-            raise BadAdapter(f"the pattern {shown(self.pattern)} is too large for the name {shown(text)}")
-        places = self._closed({0}, text, 0)
-        for position in range(len(text)):
-            after = {p + 1 for p in places if p < len(self.steps) and self._eats(p, text, position)}
-            if not after:
-                return False
-            places = self._closed(after, text, position + 1)
-        return len(self.steps) in places
-
-    def _eats(self, place: int, text: str, position: int) -> bool:
-        step = self.steps[place]
-        return isinstance(step, re.Pattern) and (m := step.match(text, position)) is not None and m.end() > position
-
-    def _closed(self, places: set[int], text: str, position: int) -> set[int]:
-        """With all that can be reached without a letter, by a choice or past an anchor."""
-        found, waiting = set(places), list(places)
-        while waiting:
-            place = waiting.pop()
-            if place == len(self.steps):
-                continue
-            step = self.steps[place]
-            if isinstance(step, tuple):
-                near = set(step) - found
-            else:
-                match = step.match(text, position)
-                near = {place + 1} - found if match is not None and match.end() == position else set()
-            found |= near
-            waiting += near
-        return found
+    def matches(self, text: str) -> bool:
+        started = thread_time()
+        try:
+            if self.left > 0:
+                return self.match(text, timeout=self.left) is not None
+        except (TimeoutError, MemoryError):
+            self.left = 0.0
+        finally:
+            spent = thread_time() - started
+            self.left -= spent if spent > _QUICK else 0.0
+        raise BadAdapter(f"the pattern {shown(self.pattern)} takes more than {_SECONDS:g} s to match")
 
 
-def _emit(node: Node, steps: list[re.Pattern[str] | tuple[int, ...]], spent: list[int], pattern: str) -> None:
-    spent[0] += 1
-    if spent[0] > _LARGEST:
-        raise BadAdapter(f"the pattern {shown(pattern)} is too large")
-    match node:
-        case Atom():
-            steps.append(node.test)
-        case Sequence():
-            for part in node.parts:
-                _emit(part, steps, spent, pattern)
-        case Choice():
-            exits = []
-            for part in node.parts:
-                fork = len(steps)
-                steps.append(())
-                _emit(part, steps, spent, pattern)
-                exits.append(len(steps))
-                steps.append(())
-                steps[fork] = (fork + 1, len(steps))
-            steps[fork] = (fork + 1,)
-            for place in exits:
-                steps[place] = (len(steps),)
-        case Repeat():
-            for _ in range(node.least):
-                _emit(node.part, steps, spent, pattern)
-            if node.most is None:
-                fork = len(steps)
-                steps.append(())
-                _emit(node.part, steps, spent, pattern)
-                steps.append((fork,))
-                steps[fork] = (fork + 1, len(steps))
-            else:
-                forks = []
-                for _ in range(node.most - node.least):
-                    forks.append(len(steps))
-                    steps.append(())
-                    _emit(node.part, steps, spent, pattern)
-                for place in forks:
-                    steps[place] = (place + 1, len(steps))
+@lru_cache(maxsize=1000)
+def _whole(pattern: str) -> _Limited:
+    return _Limited(pattern, _compiled(pattern).fullmatch)
+
+
+@lru_cache(maxsize=1000)
+def _tail(pattern: str) -> _Limited:
+    _check(pattern, pattern)  # by itself, so that no bracket of it closes ours
+    within = rf"(.*\.)?({pattern})$"
+    _check(within, pattern)
+    return _Limited(pattern, _compiled(within).match)
+
+
+def _check(pattern: str, given: str) -> None:
+    if len(given) > _LETTERS:
+        raise BadAdapter(f"a pattern of {len(given)} letters is too large: {shown(given)}")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadAdapter(f"{shown(given)} is no regular expression: {error}") from error
+    counts = (max(int(count or 1) for count in found.groups("1")) for found in _COUNT.finditer(pattern))
+    if len(pattern) * prod(max(1, count) for count in counts) > _WRITTEN_OUT:
+        raise BadAdapter(f"the pattern {shown(given)} is too large")
+
+
+def _compiled(pattern: str) -> Any:
+    _check(pattern, pattern)
+    try:
+        return regex.compile(_ONLY_IN_REGEX.sub(_literal, pattern), regex.VERSION0)
+    except (regex.error, RecursionError) as error:
+        raise BadAdapter(f"lyc-fx cannot match the pattern {shown(pattern)}: {error}") from error
+
+
+def _literal(found: re.Match[str]) -> str:
+    return found[0] if found["same"] else r"\{" if found["brace"] else r"[\:"

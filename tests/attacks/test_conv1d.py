@@ -152,3 +152,42 @@ def test_coverage_and_conversion_see_the_layer_s_own_shape() -> None:
     up, down = torch.randn(15, 2), torch.randn(2, 6)
     adapters = lyc_fx.load({"lycoris_c.lora_up.weight": up, "lycoris_c.lora_down.weight": down})
     assert lyc_fx.coverage(adapters, model).complete
+
+
+def convolution(base: type[nn.Module]) -> nn.Module:
+    """A layer whose class has the name of GPT-2's, and which is a convolution."""
+
+    class Conv1D(base):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__(SIZE, SIZE, 3, padding=1)
+
+    torch.manual_seed(0)
+    return nn.ModuleDict({"layer": Conv1D()}).double()
+
+
+class Kernel(nn.Module):
+    """A convolution that is not derived from torch's."""
+
+    def __init__(self, inner: int, out: int, size: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.weight, self.bias = nn.Parameter(torch.randn(out, inner, size)), nn.Parameter(torch.randn(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv1d(x, self.weight, self.bias, padding=self.padding)
+
+
+@pytest.mark.parametrize("base", [nn.Conv1d, Kernel])
+def test_a_convolution_of_that_name_is_a_convolution(base: type[nn.Module]) -> None:
+    model, rng = convolution(base), torch.Generator().manual_seed(1)
+    assert stored_in_out(model) == frozenset()
+    up, down = torch.randn(SIZE, 2, 1, generator=rng).double(), torch.randn(2, SIZE, 3, generator=rng).double()
+    before, x = model["layer"].weight.detach().clone(), torch.randn(2, SIZE, 9, generator=rng).double()
+    wanted = before + STRENGTH * torch.einsum("orx,rik->oik", up, down)
+    tensors = {"lycoris_layer.lora_up.weight": up, "lycoris_layer.lora_down.weight": down}
+    keys = {key.replace("layer", "0"): tensor for key, tensor in tensors.items()}
+    program = lyc_fx.capture(nn.Sequential(convolution(base)["layer"]), (x,))
+    folded = lyc_fx.fold(lyc_fx.splice(program, lyc_fx.load(keys), STRENGTH))
+    lyc_fx.merge(model, lyc_fx.load(tensors), STRENGTH)
+    for weight in (model["layer"].weight, folded.get_parameter("0.weight")):
+        torch.testing.assert_close(weight.detach(), wanted, rtol=1e-12, atol=1e-12)

@@ -98,7 +98,7 @@ CONFIGURATIONS = {
     '{"lora_alpha": true}': BadAdapter, '{"lora_alpha": 1e400}': BadAdapter, '{"lora_alpha": NaN}': BadAdapter,
     '{"lora_alpha": ' + "9" * 4000 + "}": BadAdapter, '{"alpha_pattern": [1]}': BadAdapter,
     '{"alpha_pattern": {"(": 1}}': BadAdapter, '{"alpha_pattern": {"a{99999999999}": 1}}': BadAdapter,
-    '{"alpha_pattern": {"(((a{999}){999}){999}){999}": 1}}': BadAdapter, '{"alpha_pattern": {"(?=a)": 1}}': BadAdapter,
+    '{"alpha_pattern": {"(((a{999}){999}){999}){999}": 1}}': BadAdapter, '{"alpha_pattern": {"(?i)a": 1}}': BadAdapter,
     '{"alpha_pattern": {"' + "a?" * 3000 + '": 1}}': BadAdapter, '{"alpha_pattern": {"\\ud800[": 1}}': BadAdapter,
 }  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_configurations_in_the_header(text: str, tmp_path: Path) -> None:
     refused(saved(tmp_path, factors, {"lora_adapter_metadata": text}), LycFxError, "JSON|configuration|alpha is")
 
 
-@pytest.mark.parametrize("listed", [7, {"fc": 1}, "(", "(?!x)", [3, None]])
+@pytest.mark.parametrize("listed", [7, {"fc": 1}, "(", "(?!x", [3, None]])
 def test_feedforward_modules_of_any_kind(listed: object, tmp_path: Path) -> None:
     save_file(IA3, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"feedforward_modules": listed}))

@@ -5,11 +5,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import lyc_fx
 from lyc_fx.errors import BadFile, Unsupported
 
+Name = Literal["locon", "loha", "lokr"]
+"""The adapters that come with the demo"""
 MAX_TOKENS = 64
 """The limit used in training the adapters, and for their reference figures"""
 
@@ -20,10 +22,10 @@ class Data:
     """The folder `examples/minilm`, and the name of one of its adapters."""
 
     folder: Path
-    name: str
+    name: Name
 
     @classmethod
-    def find(cls, folder: Path | None, name: str) -> Self:
+    def find(cls, folder: Path | None, name: Name) -> Self:
         """Find the data in `folder`, or else in this checkout. Raises BadFile, which lists the missing files."""
         inside = Path("examples", "minilm")
         places = [folder] if folder else [Path(lyc_fx.__file__).resolve().parents[1] / inside, Path.cwd() / inside]
