@@ -13,7 +13,7 @@ from lyc_fx.rewrite import arguments
 
 
 class LayerKind(ABC):
-    """Abstract: what a chain must know of a layer. A subclass is a row of the table `KINDS`."""
+    """Abstract: what a chain must know of a layer. A subclass is a row of the table (`layers.table`)."""
 
     ops: ClassVar[tuple[torch._ops.OpOverload, ...]]
     x: ClassVar[str] = "input"
