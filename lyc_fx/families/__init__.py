@@ -12,7 +12,7 @@ from lyc_fx.families import declared
 from lyc_fx.families.adapter import Adapter, Convention, Strength
 from lyc_fx.families.effect import Effect
 from lyc_fx.families.merged import Change, compute_dtype, merged
-from lyc_fx.families.shaped import Additive
+from lyc_fx.families.shaped import Additive, Shaped, layouts_of
 
 __all__ = [
     "FAMILIES",
@@ -23,9 +23,11 @@ __all__ = [
     "Convention",
     "Effect",
     "Shape",
+    "Shaped",
     "Strength",
     "compute_dtype",
     "families",
+    "layouts_of",
     "merged",
     "random_adapter",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from itertools import chain
 
 from lyc_fx.errors import WrongArgument
 from lyc_fx.extensions import named, shown
@@ -16,7 +17,7 @@ _RESERVED = frozenset({"alpha", "reshape_weight", "bias_indices", "bias_values",
 def check(family: type[Adapter], others: tuple[type[Adapter], ...]) -> None:
     """Raise WrongArgument, naming what is wrong, for a family that could not be read beside the others."""
     named(family, others)
-    for fault in (*_faults(family), *_collisions(family, others)):
+    for fault in chain(_faults(family), _collisions(family, others)):  # the second relies on the first
         raise WrongArgument(f"{shown(family)}: {fault}")
 
 
