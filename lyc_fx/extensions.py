@@ -10,13 +10,12 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from inspect import isabstract
-from threading import RLock
+from threading import get_ident
 from typing import Any, Generic, TypeVar, final
 
 from lyc_fx.errors import WrongArgument
 
 T = TypeVar("T")
-_LOCK = RLock()
 
 
 class BrokenExtension(UserWarning):
@@ -46,12 +45,13 @@ class Table(Generic[T]):
         self._base, self._own, self._check, self._classes, self._values = base, own, check, classes, values
         self._others: dict[Hashable, T] = {}
         self._loaded = False
+        self._loading: set[int] = set()
 
     def all(self) -> tuple[T, ...]:
         """Our own, those of entry points, which are loaded now if they were not, and those that were registered."""
-        with _LOCK:
-            self._load()
-            return (*self._own, *(self._others[key] for key in sorted(self._others, key=repr)))
+        self._load()
+        others = dict(self._others)
+        return (*self._own, *(others[key] for key in sorted(others, key=repr)))
 
     def takes(self, thing: object) -> bool:
         """Whether this is a thing of this kind, sound or not."""
@@ -69,26 +69,22 @@ class Table(Generic[T]):
         if isinstance(thing, type) and isabstract(thing):
             missing = ", ".join(sorted(getattr(thing, "__abstractmethods__", ())))
             raise WrongArgument(f"{shown(thing)} is abstract: it has no {missing}")
-        with _LOCK:
-            self._load()
-            made = self._made(thing)
-            key = self._key(made)
-            if key in map(self._key, self._own):
-                return
-            self._check(made, (*self._own, *(other for name, other in self._others.items() if name != key)))
-            self._others[key] = made
+        made = self._made(thing)
+        key = self._key(made)
+        if key in map(self._key, self._own):
+            return
+        self._check(made, (*self._own, *(other for name, other in dict(self._others).items() if name != key)))
+        self._others[key] = made
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Forget, at the end, what was registered in between."""
-        with _LOCK:
-            self._load()
-            before = dict(self._others)
+        self._load()
+        before = dict(self._others)
         try:
             yield
         finally:
-            with _LOCK:
-                self._others = before
+            self._others = before
 
     def _made(self, thing: Any) -> T:
         try:
@@ -102,19 +98,30 @@ class Table(Generic[T]):
         return thing if self._values else (kind.__module__, kind.__qualname__)
 
     def _load(self) -> None:
-        """Add what entry points name; BrokenExtension warns of those that fail, in one warning."""
-        if self._loaded:
+        """Add what entry points name; BrokenExtension warns of those that fail, in one warning.
+
+        No lock is held: a module that another thread imports at this moment may wait for this very table. Two threads
+        may both come here, and add the same things.
+        """
+        if self._loaded or get_ident() in self._loading:  # the latter: a module that is imported below asks
             return
-        self._loaded = True  # at once: the modules that are imported now may register things themselves
-        faults = []
-        for point in sorted(entry_points(group=self.group), key=lambda point: (_distribution(point), point.name)):
-            try:
-                self.add(point.load())
-            except Exception as error:  # whatever a stranger's module does when it is imported
-                where = f"{_distribution(point)}: entry point {point.name} = {point.value} of {self.group}"
-                faults.append(f"{where} is left out: {type(error).__name__}: {error}")
+        self._loading.add(get_ident())
+        try:
+            faults = [fault for point in _points(self.group) if (fault := self._fault(point)) is not None]
+        finally:
+            self._loading.discard(get_ident())
+        self._loaded = True
         if faults:
             warnings.warn("\n".join(faults), BrokenExtension, stacklevel=4)
+
+    def _fault(self, point: EntryPoint) -> str | None:
+        """Add what an entry point names, or say why it cannot be."""
+        try:
+            self.add(point.load())
+        except Exception as error:  # whatever a stranger's module does when it is imported
+            where = f"{_distribution(point)}: entry point {point.name} = {point.value} of {self.group}"
+            return f"{where} is left out: {type(error).__name__}: {error}"
+        return None
 
 
 def named(thing: object, others: tuple[object, ...], reserved: tuple[str, ...] = ()) -> None:
@@ -132,6 +139,10 @@ def named(thing: object, others: tuple[object, ...], reserved: tuple[str, ...] =
 def shown(thing: object) -> str:
     kind = thing if isinstance(thing, type) else type(thing)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _points(group: str) -> list[EntryPoint]:
+    return sorted(entry_points(group=group), key=lambda point: (_distribution(point), point.name))
 
 
 def _distribution(point: EntryPoint) -> str:

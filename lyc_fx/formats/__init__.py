@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.errors import BadAdapter, BadModules, Unsupported, counted
-from lyc_fx.extensions import Table, named
+from lyc_fx.errors import BadAdapter, BadModules, Unsupported, WrongArgument, counted
+from lyc_fx.extensions import Table, named, shown
 from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
@@ -34,9 +34,17 @@ FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Nhwc(), Lycoris(), 
 """In the order in which they are asked whether a key is theirs; of a module's formats the first one completes it"""
 _ALSO: dict[str, Format] = {"kohya": Lycoris()}
 """Writers under further names: kohya's files differ from LyCORIS's in their modules' names alone"""
-TABLE: Table[Format] = Table(
-    "lyc_fx.formats", Format, FORMATS, lambda format_, others: named(format_, others, reserved=tuple(_ALSO))
-)
+_NAMES = ("lycoris", "kohya", "peft", "diffusers", "comfyui")
+
+
+def _check(format_: Format, others: tuple[Format, ...]) -> None:
+    """Raise WrongArgument for a format without a name of its own, or that asks for names which nobody knows."""
+    named(format_, others, reserved=tuple(_ALSO))
+    if format_.names not in _NAMES:
+        raise WrongArgument(f"{shown(format_)}: names is {format_.names!r}, not one of {', '.join(_NAMES)}")
+
+
+TABLE: Table[Format] = Table("lyc_fx.formats", Format, FORMATS, _check)
 
 
 def formats() -> tuple[Format, ...]:

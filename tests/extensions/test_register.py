@@ -209,6 +209,8 @@ def test_formats_need_a_name_of_their_own() -> None:
     for name in ("peft", "kohya", ""):
         with pytest.raises(WrongArgument, match="name"):
             lyc_fx.register(type("Named", (Colons,), {"name": name}))
+    with pytest.raises(WrongArgument, match="names is 'mine', not one of lycoris"):
+        lyc_fx.register(type("Named", (Colons,), {"names": "mine"}))
     with pytest.raises(Unsupported, match="there is no format 'nothing': use one of peft"):
         writer("nothing")
 

@@ -85,6 +85,11 @@ assert "swish" not in {step.name for step in lyc_fx.history(lyc_fx.lower(spliced
 
 again = writer("slashes").write(adapters).tensors
 assert again.keys() == FACTORS.keys() and all(torch.equal(again[key], FACTORS[key]) for key in FACTORS)
+own = convert(adapters, "slashes", like=MODEL).contents.tensors
+assert torch.equal(own["tower/1/widen/xs_r"], FACTORS["blocks/1/up/xs_r"]) and len(own) == len(FACTORS)
+loha = {"tower.0.widen.hada_w1_a": torch.randn(10, 2), "tower.0.widen.hada_w1_b": torch.randn(2, 6)}
+loha |= {key.replace("w1", "w2"): torch.randn_like(tensor) for key, tensor in loha.items()}
+assert {*convert(lyc_fx.load(loha), "slashes").contents.tensors} >= {"tower/0/widen/lora_a", "tower/0/widen/lora_b"}
 lora = convert(adapters, "peft", like=MODEL)
 lora.save(FOLDER / "lora")
 lyc_fx.merge(by_hand, FOLDER / "lora", -STRENGTH)  # exact in float32, in which it is stored
