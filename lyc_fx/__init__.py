@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lyc_fx.live import merge
     from lyc_fx.plan import Plan
     from lyc_fx.program import history
+    from lyc_fx.registering import register
     from lyc_fx.report import Report
     from lyc_fx.roads import evaluate, fold, lower, report, splice
     from lyc_fx.show import show
@@ -35,14 +36,15 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
     "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "export", "fold", "fold_checkpoint",
-    "history", "live", "load", "lower", "merge", "report", "show", "splice", "stand_in",
+    "history", "live", "load", "lower", "merge", "register", "report", "show", "splice", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters", "Live": "swap", "Plan": "plan", "Report": "report", "capture": "capture",
     "convert": "convert", "coverage": "coverage", "evaluate": "roads", "export": "export", "fold": "roads",
     "fold_checkpoint": "checkpoint", "history": "program", "live": "swap", "load": "formats", "lower": "roads",
-    "merge": "live", "report": "roads", "show": "show", "splice": "roads", "stand_in": "stand_in",
+    "merge": "live", "register": "registering", "report": "roads", "show": "show", "splice": "roads",
+    "stand_in": "stand_in",
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip

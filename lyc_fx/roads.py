@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
@@ -10,6 +9,7 @@ from torch.fx.passes.infra.pass_base import PassBase
 from lyc_fx import pipeline
 from lyc_fx.errors import WrongArgument
 from lyc_fx.families import Convention
+from lyc_fx.further import further
 from lyc_fx.passes.canonicalize import Canonicalize
 from lyc_fx.passes.distribute import Distribute
 from lyc_fx.passes.evaluate import Evaluate
@@ -60,7 +60,7 @@ def splice(
 
 
 def lower(
-    adapted: GraphModule, plan: Plan | None = None, *, passes: Iterable[PassBase] = (), check: bool = False
+    adapted: GraphModule, plan: Plan | None = None, *, passes: Iterable[PassBase | str] = (), check: bool = False
 ) -> GraphModule:
     """Make an adapted program quick to run unfolded.
 
@@ -68,18 +68,19 @@ def lower(
     stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`).
     `lyc_fx.history(result)` says how often each pass and rule fired, and why rules did not.
 
-    `passes` are further ones that run after these, each a `torch.fx.passes.infra.pass_base.PassBase`. They get a copy,
-    and what they make of it is verified as for our own: see `lyc_fx.passes`.
+    `passes` are further ones that run after these, each a `torch.fx.passes.infra.pass_base.PassBase`, or the name of
+    one that is installed or registered (`lyc_fx.register`). They get a copy, and what they make of it is verified as
+    for our own: see `lyc_fx.passes`.
 
     `check` runs the program before and after each pass on random inputs, at two values of every size that may vary,
     and raises InvalidGraph with the pass, the rule and the first node that differs (`lyc_fx.validation`).
     """
     if plan is not None and not isinstance(plan, Plan):
         raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
-    further = _passes(passes)
+    wanted = further(passes)
     chosen = (plan or Plan.default(captured(adapted))).chains
     own = Distribute(chosen), Narrow(), Canonicalize()
-    return pipeline.run(adapted, *own, *further, check=check)
+    return pipeline.run(adapted, *own, *wanted, check=check)
 
 
 def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = False) -> GraphModule:
@@ -105,15 +106,3 @@ def evaluate(program: GraphModule) -> GraphModule:
 def report(gm: GraphModule) -> Report:
     """What splice applied where. Raises WrongArgument."""
     return facts(captured(gm)).report or Report(())
-
-
-def _passes(given: Any) -> tuple[PassBase, ...]:
-    """Raises WrongArgument for what is no list of passes."""
-    if isinstance(given, PassBase) or not isinstance(given, Iterable):
-        raise WrongArgument(f"passes is a list of passes, not {type(given).__name__}")
-    found = tuple(given)
-    for each in found:
-        if not isinstance(each, PassBase):
-            what = f"the class {each.__name__}: make one" if isinstance(each, type) else type(each).__name__
-            raise WrongArgument(f"a pass is an instance of torch.fx.passes.infra.pass_base.PassBase, not {what}")
-    return found

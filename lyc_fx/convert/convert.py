@@ -16,7 +16,8 @@ from lyc_fx.convert.metadata import update_metadata
 from lyc_fx.convert.truncated import truncate
 from lyc_fx.errors import BadAdapter, Unsupported, counted
 from lyc_fx.families.locon import LoCon
-from lyc_fx.formats import Contents, save, writer
+from lyc_fx.formats import FORMATS, Contents, Format, formats, save, writer
+from lyc_fx.formats.peft import Peft
 from lyc_fx.naming import Names, Target, TargetNames, without_wrappers
 from lyc_fx.naming.components import component_of
 from lyc_fx.shapes import Like, shapes_of
@@ -55,7 +56,8 @@ class Conversion:
 
 
 def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | None = None) -> Conversion:
-    """Convert adapters to the convention `to`: lycoris, kohya, peft, diffusers, comfyui or nhwc (`naming.Target`).
+    """Convert adapters to the convention `to`: lycoris, kohya, peft, diffusers, comfyui or nhwc (`naming.Target`),
+    or to a format from outside (`lyc_fx.register`), by its name.
 
     `adapters` is a file, or what `load` returned. `like` is the model that they are for: a module, a safetensors file,
     a folder of such files, or a mapping from parameter names to shapes. Without `like`, the file's own names are taken
@@ -69,11 +71,7 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     Raises BadAdapter, listing every adapter that matches no parameter or does not fit, and Unsupported, listing those
     that the target cannot hold.
     """
-    try:
-        target = Target(to)
-    except ValueError as error:
-        known = ", ".join(target.value for target in Target)
-        raise Unsupported(f"there is no convention {to!r}: use one of {known}") from error
+    target, format_ = _convention(to)
     adapters = one(adapters)
     if adapters.unread:
         raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
@@ -86,9 +84,18 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     made = [_to_float32(each) for each in made]
     made = made if svd is None else _reduce_ranks(made, svd)
     try:
-        return _write(adapters, made, target)
+        return _write(adapters, made, target, format_)
     except Unsupported as refused:
-        return _write(adapters, _as_low_rank(made, svd, refused), target)
+        return _write(adapters, _as_low_rank(made, svd, refused), target, format_)
+
+
+def _convention(to: str) -> tuple[Target, Format]:
+    """The names and the format of a convention. Raises Unsupported."""
+    known = {target.value: target for target in Target}
+    known |= {format_.name: Target(format_.names) for format_ in formats() if format_ not in FORMATS}
+    if to not in known:
+        raise Unsupported(f"there is no convention {to!r}: use one of {', '.join(known)}")
+    return known[to], writer(to)
 
 
 def _keep_names(adapters: AdapterSet) -> list[ConvertedAdapter]:
@@ -99,7 +106,7 @@ def _keep_names(adapters: AdapterSet) -> list[ConvertedAdapter]:
     ]
 
 
-def _write(adapters: AdapterSet, made: list[ConvertedAdapter], target: Target) -> Conversion:
+def _write(adapters: AdapterSet, made: list[ConvertedAdapter], target: Target, format_: Format) -> Conversion:
     seen: set[tuple[str, str, type]] = set()
     for each in made:
         key = (each.module, each.leaf, type(each.adapter))
@@ -107,18 +114,18 @@ def _write(adapters: AdapterSet, made: list[ConvertedAdapter], target: Target) -
             raise BadAdapter(f"{adapters.source}: {', '.join(each.sources)}: {each.module} is named twice in this file")
         seen.add(key)
     parts = {}
-    for component, own in _components(made, target).items():
+    for component, own in _components(made, format_).items():
         entries = tuple(Entry(module, each.leaf, each.adapter, ()) for module, each in own)
-        contents = writer(target.value).write(replace(adapters, entries=entries))
+        contents = format_.write(replace(adapters, entries=entries))
         parts[component] = replace(contents, metadata=update_metadata(contents.metadata, made, target))
     return Conversion(parts, tuple(made))
 
 
-def _components(made: list[ConvertedAdapter], target: Target) -> dict[str, list[tuple[str, ConvertedAdapter]]]:
+def _components(made: list[ConvertedAdapter], format_: Format) -> dict[str, list[tuple[str, ConvertedAdapter]]]:
     """Return the modules with their names; for PEFT, grouped by the component of a pipeline that they belong to."""
     prefixes = {id(each): component_of(f"{each.module}.")[0] for each in made}
     several = len(set(prefixes.values())) > 1 and "" not in prefixes.values()
-    if target is not Target.peft or not several:
+    if not isinstance(format_, Peft) or not several:
         return {"": [(each.module, each) for each in made]}
     found: dict[str, list[tuple[str, ConvertedAdapter]]] = defaultdict(list)
     for each in made:

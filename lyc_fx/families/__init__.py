@@ -7,27 +7,33 @@ from pkgutil import iter_modules
 import torch
 
 from lyc_fx.algebra.shapes import Shape
+from lyc_fx.extensions import Table
+from lyc_fx.families import declared
 from lyc_fx.families.adapter import Adapter, Convention, Strength
 from lyc_fx.families.effect import Effect
 from lyc_fx.families.merged import Change, compute_dtype, merged
-from lyc_fx.families.shaped import Additive
+from lyc_fx.families.shaped import Additive, Shaped, layouts_of
 
 __all__ = [
     "FAMILIES",
+    "TABLE",
     "Adapter",
     "Additive",
     "Change",
     "Convention",
     "Effect",
     "Shape",
+    "Shaped",
     "Strength",
     "compute_dtype",
+    "families",
+    "layouts_of",
     "merged",
     "random_adapter",
 ]
 
 
-def _families() -> tuple[type[Adapter], ...]:
+def _own_families() -> tuple[type[Adapter], ...]:
     found: dict[str, type[Adapter]] = {}
     for module in sorted(info.name for info in iter_modules(__path__)):
         for thing in vars(import_module(f"{__name__}.{module}")).values():
@@ -36,8 +42,14 @@ def _families() -> tuple[type[Adapter], ...]:
     return tuple(found.values())
 
 
-FAMILIES: tuple[type[Adapter], ...] = _families()
-"""Every family, in the order of its file's name."""
+FAMILIES: tuple[type[Adapter], ...] = _own_families()
+"""Every family of lyc-fx's own, in the order of its file's name."""
+TABLE: Table[type[Adapter]] = Table("lyc_fx.algorithms", Adapter, FAMILIES, declared.check, classes=True)
+
+
+def families() -> tuple[type[Adapter], ...]:
+    """`FAMILIES`, and those from outside (`lyc_fx.register`)."""
+    return TABLE.all()
 
 
 def random_adapter(

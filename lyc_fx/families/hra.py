@@ -10,6 +10,7 @@ from lyc_fx.algebra.action import Action, Mapped
 from lyc_fx.algebra.rotations import reflections
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.shear import Shear
+from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
 from lyc_fx.families.adapter import Strength
 from lyc_fx.families.shaped import Shaped, layouts_of
@@ -35,14 +36,14 @@ class HRA(Shaped):
 
     def fit(self, shape: Shape) -> None:
         super().fit(shape)
-        if bool(self.u.double().eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > self.u.shape[0]):
+        if bool(matrix(self.u).double().eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > self.u.shape[0]):
             raise BadAdapter(f"hra_u {tuple(self.u.shape)} has columns without a direction")
 
     def weight_shape(self) -> None:
         """Nothing tells `out`."""
 
     def action(self, strength: Strength) -> Action:
-        return Mapped(columns=Shear(*reflections(self.u, orthonormal=bool(self.orthonormal)), -strength))
+        return Mapped(columns=Shear(*reflections(matrix(self.u), orthonormal=bool(self.orthonormal)), -strength))
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:

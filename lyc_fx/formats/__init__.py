@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.errors import BadAdapter, BadModules, counted
+from lyc_fx.errors import BadAdapter, BadModules, Unsupported, WrongArgument, counted
+from lyc_fx.extensions import Table, named, shown
 from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.container import read_tensors
@@ -27,11 +28,28 @@ from lyc_fx.formats.peft import Peft
 from lyc_fx.formats.save import save
 from lyc_fx.formats.xlabs import XLabs
 
-__all__ = ["FORMATS", "Contents", "Format", "load", "save", "writer"]
+__all__ = ["FORMATS", "TABLE", "Contents", "Format", "formats", "load", "save", "writer"]
 
 FORMATS: tuple[Format, ...] = (Peft(), XLabs(), Diffusers(), Nhwc(), Lycoris(), Comfyui())
 """In the order in which they are asked whether a key is theirs; of a module's formats the first one completes it"""
-_WRITERS: dict[str, Format] = {f.name: f for f in FORMATS} | {"kohya": Lycoris()}
+_ALSO: dict[str, Format] = {"kohya": Lycoris()}
+"""Writers under further names: kohya's files differ from LyCORIS's in their modules' names alone"""
+_NAMES = ("lycoris", "kohya", "peft", "diffusers", "comfyui")
+
+
+def _check(format_: Format, others: tuple[Format, ...]) -> None:
+    """Raise WrongArgument for a format without a name of its own, or that asks for names which nobody knows."""
+    named(format_, others, reserved=tuple(_ALSO))
+    if format_.names not in _NAMES:
+        raise WrongArgument(f"{shown(format_)}: names is {format_.names!r}, not one of {', '.join(_NAMES)}")
+
+
+TABLE: Table[Format] = Table("lyc_fx.formats", Format, FORMATS, _check)
+
+
+def formats() -> tuple[Format, ...]:
+    """`FORMATS`, and those from outside (`lyc_fx.register`), asked last: no known file is read otherwise."""
+    return TABLE.all()
 
 
 _SHOWN = 20
@@ -73,26 +91,26 @@ def load(
         beside = given or configuration(path)
         said = Source(str(path), frozenset(tensors), metadata, beside, layout, alpha, _shapes(tensors))
     modules: dict[str, dict[str, str]] = defaultdict(dict)
-    formats: dict[str, Format] = {}
+    every = formats()
+    chosen: dict[str, Format] = {}
     shared: dict[str, str] = {}
     unread, faults = [], []
     for key in tensors:
-        common = next((suffix for f in FORMATS if (suffix := f.shared(key)) is not None), None)
-        if common is not None:
-            if (other := shared.setdefault(common, key)) != key:
-                faults.append(f"  {other} and {key} are the same factor of all modules")
-            continue
-        found = next(((f, parts) for f in FORMATS if (parts := f.parse(key, said)) is not None), None)
+        found = _meaning(key, said, every)
         if found is None:
             unread.append(key)
             continue
-        (module, suffix), format_ = found[1], found[0]
+        format_, module, suffix = found
+        if module is None:
+            if (other := shared.setdefault(suffix, key)) != key:
+                faults.append(f"  {other} and {key} are the same factor of all modules")
+            continue
         if (other := modules[module].setdefault(suffix, key)) != key:
             faults.append(f"  {module}: {other} and {key} are the same factor")
-        formats[module] = min(format_, formats.get(module, format_), key=FORMATS.index)
+        chosen[module] = min(format_, chosen.get(module, format_), key=every.index)
     if not modules:
         sample = ", ".join(sorted(tensors)[:3]) or "it holds no tensor"
-        known = ", ".join(format_.name for format_ in FORMATS)
+        known = ", ".join(format_.name for format_ in every)
         model = any(key.endswith((".weight", ".bias")) for key in tensors)
         order = "; if this is the model, it comes first: lyc-fx fold BASE ADAPTER -o OUT" if model else ""
         raise BadAdapter(
@@ -100,14 +118,14 @@ def load(
         )
     groups = {module: {suffix: tensors[key] for suffix, key in keys.items()} for module, keys in modules.items()}
     if said.stated_layout is None:
-        plain = {module: group for module, group in groups.items() if isinstance(formats[module], Lycoris)}
-        formats |= dict.fromkeys(laid_out_so(plain), Nhwc())
+        plain = {module: group for module, group in groups.items() if isinstance(chosen[module], Lycoris)}
+        chosen |= dict.fromkeys(laid_out_so(plain), Nhwc())
     said = replace(said, shared={suffix: tensors[key] for suffix, key in shared.items()})
     made, common_keys = [], set[str]()
     beside = not_understood({module: list(keys.values()) for module, keys in modules.items()}, unread)
     for module, keys in modules.items():
         try:
-            group = formats[module].complete(module, groups[module], said)
+            group = chosen[module].complete(module, groups[module], said)
             if alpha is not None and "alpha" not in group and any(factor in group for factor in INNER):
                 group = {**group, "alpha": torch.tensor(float(alpha), dtype=torch.float64)}
             first = next(iter(keys.values()))
@@ -118,7 +136,7 @@ def load(
         except BadAdapter as error:
             faults.append(f"  {module}: {error}")
     unread += [key for key in shared.values() if key not in common_keys]
-    assumed = [m for m, f in formats.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
+    assumed = [m for m, f in chosen.items() if isinstance(f, Peft) and f.scale_unknown(groups[m], said)]
     if assumed:
         warnings.warn(
             f"{said.name}: no adapter_config.json and no alpha says the scale of its "
@@ -139,8 +157,21 @@ def load(
 
 
 def writer(name: str) -> Format:
-    """The format that writes a convention. kohya's files differ from LyCORIS's in their modules' names alone."""
-    return _WRITERS[name]
+    """The format that writes a convention. Raises Unsupported where there is none of this name."""
+    known = {format_.name: format_ for format_ in formats()} | _ALSO
+    if name not in known:
+        raise Unsupported(f"there is no format {name!r}: use one of {', '.join(known)}")
+    return known[name]
+
+
+def _meaning(key: str, said: Source, every: tuple[Format, ...]) -> tuple[Format, str | None, str] | None:
+    """The first format whose key this is, its module (None for a factor of all modules) and its suffix."""
+    for format_ in every:
+        if (common := format_.shared(key)) is not None:
+            return format_, None, common
+        if (parts := format_.parse(key, said)) is not None:
+            return format_, *parts
+    return None
 
 
 def _with_all_keys(read: list[Entry], keys: Iterable[str]) -> list[Entry]:

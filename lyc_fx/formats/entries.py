@@ -13,23 +13,17 @@ from torch import Tensor
 
 from lyc_fx.adapters import Entry
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES, Adapter
+from lyc_fx.families import Adapter, families
 from lyc_fx.families.full import Full
 from lyc_fx.families.numbers import number
 from lyc_fx.families.replace import Replace
 from lyc_fx.formats.layouts import computable
+from lyc_fx.formats.suffixes import SPARSE, suffixes
 
-_WEIGHT = {suffix: f for f in FAMILIES for suffix in (*f.suffixes.values(), *f.scalars.values())}
-_BIAS = {suffix: f for f in FAMILIES for suffix in f.bias_suffixes.values()}
-_SHARED = {s for f in FAMILIES for s in f.suffixes.values() if sum(s in g.suffixes.values() for g in FAMILIES) > 1}
 _SPARSEST = 256
 """How many values of the dense difference there may be for each stored one (extraction keeps one in 50)"""
-_SPARSE = ("bias_indices", "bias_values", "bias_size")
-"""What LyCORIS's extraction leaves of the weight's difference beside its low-rank part, as a sparse matrix."""
 _REPLACED = Replace.suffixes["value"]
 """May stand beside a sum: an embedding that PEFT saves as a whole, and adapts as well."""
-SUFFIXES = frozenset({*_WEIGHT, *_BIAS, *_SPARSE, "alpha"})
-"""Every suffix that a module's tensors may have"""
 _BESIDE = {"alpha": "an alpha", "reshape_weight": "a reshape_weight"}
 """What stands beside the factors of a module"""
 
@@ -40,17 +34,20 @@ def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -
     Raises BadAdapter for what is incomplete, mixed or not finite.
     """
     alpha = None if "alpha" not in group else _alpha(group["alpha"])
+    known = suffixes()
+    if unknown := group.keys() - set(known.longest_first) - _BESIDE.keys():
+        raise BadAdapter(f"no algorithm has the factors {', '.join(sorted(unknown))}")
     made: list[tuple[str, Adapter, list[str]]] = []
-    own = [suffix for suffix in group if suffix in _WEIGHT and suffix != _REPLACED]
+    own = [suffix for suffix in group if suffix in known.weight and suffix != _REPLACED]
     if own:
         made.append(("weight", _family(own, group).read(group, alpha), own))
     if _REPLACED in group:
         _refuse_unsummable(made)
         made.append(("weight", Replace.read(group, None if own else alpha), [_REPLACED]))
-    for family in dict.fromkeys(_BIAS[suffix] for suffix in group if suffix in _BIAS):
-        suffixes = [suffix for suffix in group if _BIAS.get(suffix) is family]
-        made.append(("bias", family.read(group, suffixes=family.bias_suffixes), suffixes))
-    sparse = [suffix for suffix in group if suffix in _SPARSE]
+    for family in dict.fromkeys(known.bias[suffix] for suffix in group if suffix in known.bias):
+        used = [suffix for suffix in group if known.bias.get(suffix) is family]
+        made.append(("bias", family.read(group, suffixes=family.bias_suffixes), used))
+    sparse = [suffix for suffix in group if suffix in SPARSE]
     if sparse:
         made.append(("weight", Full(diff=_dense(group)), sparse))
     if not made:
@@ -67,16 +64,17 @@ def entries(module: str, group: Mapping[str, Tensor], keys: Mapping[str, str]) -
 
 def _family(own: list[str], group: Mapping[str, Tensor]) -> type[Adapter]:
     """The family whose suffixes these are; Diag-OFT and BOFT share theirs, and differ in dimensions."""
-    families = {_WEIGHT[suffix] for suffix in own if suffix not in _SHARED}
-    fitting = [f for f in FAMILIES if {*f.suffixes.values(), *f.scalars.values()}.issuperset(own)]
-    if len(families) > 1 or not fitting:
+    known = suffixes()
+    sure = {known.weight[suffix] for suffix in own if suffix not in known.shared}
+    fitting = [f for f in families() if {*f.suffixes.values(), *f.scalars.values()}.issuperset(own)]
+    if len(sure) > 1 or not fitting:
         raise BadAdapter(f"factors of several algorithms: {', '.join(sorted(group))}")
-    if families:
-        return families.pop()
+    if sure:
+        return sure.pop()
     if "oft_blocks" not in group:
         raise BadAdapter(f"{', '.join(own)} without other factors is not complete")
     kind = "boft" if group["oft_blocks"].dim() == 4 else "diag-oft"
-    return next(f for f in FAMILIES if f.name == kind)
+    return next(f for f in families() if f.name == kind)
 
 
 def _refuse_unsummable(made: list[tuple[str, Adapter, list[str]]]) -> None:
@@ -88,7 +86,7 @@ def _refuse_unsummable(made: list[tuple[str, Adapter, list[str]]]) -> None:
 
 def _dense(group: Mapping[str, Tensor]) -> Tensor:
     """The sparse residual of an extraction as a dense difference of the weight."""
-    missing = [suffix for suffix in _SPARSE if suffix not in group]
+    missing = [suffix for suffix in SPARSE if suffix not in group]
     if missing:
         raise BadAdapter(f"a sparse residual without {', '.join(missing)} is not complete")
     values = computable(group["bias_values"], "bias_values")

@@ -92,6 +92,8 @@ class Format(ABC):
     """
 
     name: ClassVar[str]
+    names: ClassVar[str] = "peft"
+    """For a format from outside: whose names of modules `convert` takes for it, as in `naming.Target`"""
 
     @abstractmethod
     def parse(self, key: str, source: Source) -> tuple[str, str] | None:

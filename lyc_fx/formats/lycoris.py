@@ -13,13 +13,12 @@ from torch import Tensor
 from lyc_fx.adapters import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.families.full import Full
-from lyc_fx.formats.entries import SUFFIXES
 from lyc_fx.formats.format import Contents, Format, Source
 from lyc_fx.formats.stated import stated_scale
+from lyc_fx.formats.suffixes import suffixes
 
 _PLAIN = "weight"
 """A suffix of IA3, and of every checkpoint: it counts only beside `on_input`."""
-_LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
 @final
@@ -29,7 +28,7 @@ class Lycoris(Format):
     name = "lycoris"
 
     def parse(self, key: str, source: Source) -> tuple[str, str] | None:
-        for suffix in _LONGEST_FIRST:
+        for suffix in suffixes().longest_first:
             if key.endswith(f".{suffix}"):
                 module = key[: -len(suffix) - 1]
                 return (module, suffix) if suffix != _PLAIN or f"{module}.on_input" in source.keys else None

@@ -2,23 +2,22 @@
 
 from lyc_fx.layers.bmm import REPEATS
 from lyc_fx.layers.call import Call
-from lyc_fx.layers.kind import LayerKind, named, position
+from lyc_fx.layers.kind import LayerKind, named
 from lyc_fx.layers.sites import Site, graphs, sites, weight_of
 from lyc_fx.layers.storage import read_by_linear, read_by_transposed_conv, stored_transposed
-from lyc_fx.layers.table import KINDS
+from lyc_fx.layers.table import kinds
 from lyc_fx.layers.transposes import transpose_of
 from lyc_fx.layers.weight_norm import COMPUTED, weight_norm_parts
 
 __all__ = [
     "COMPUTED",
-    "KINDS",
     "REPEATS",
     "Call",
     "LayerKind",
     "Site",
     "graphs",
+    "kinds",
     "named",
-    "position",
     "read_by_linear",
     "read_by_transposed_conv",
     "sites",

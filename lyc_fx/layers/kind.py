@@ -13,7 +13,7 @@ from lyc_fx.rewrite import arguments
 
 
 class LayerKind(ABC):
-    """Abstract: what a chain must know of a layer. A subclass is a row of the table `KINDS`."""
+    """Abstract: what a chain must know of a layer. A subclass is a row of the table (`layers.table`)."""
 
     ops: ClassVar[tuple[torch._ops.OpOverload, ...]]
     x: ClassVar[str] = "input"
@@ -82,8 +82,3 @@ def named(node: Node) -> dict[str, Any]:
     assert isinstance(node.target, torch._ops.OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
     return dict(zip(names, arguments(node), strict=True))
-
-
-def position(op: Any, name: str) -> int:
-    """Where an operator has the argument of this name."""
-    return next(i for i, argument in enumerate(op._schema.arguments) if argument.name == name)

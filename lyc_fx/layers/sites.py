@@ -7,7 +7,7 @@ from typing import final
 from torch.fx import Graph, GraphModule, Node
 
 from lyc_fx.layers.kind import LayerKind, named
-from lyc_fx.layers.table import KINDS
+from lyc_fx.layers.table import kinds
 from lyc_fx.program import owner
 
 
@@ -33,11 +33,12 @@ class Site:
 
 def sites(graph: Graph) -> Iterator[Site]:
     """The layers of one graph, in its order."""
+    known = kinds()
     varying: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or not varying.isdisjoint(node.all_input_nodes):
             varying.add(node)
-        kind = KINDS.get(node.target) if node.op == "call_function" else None
+        kind = known.get(node.target) if node.op == "call_function" else None
         if kind is None:
             continue
         x, weight = named(node)[kind.x], weight_of(node)
@@ -47,7 +48,7 @@ def sites(graph: Graph) -> Iterator[Site]:
 
 def weight_of(node: Node) -> Node | None:
     """What a call has in the place of a layer's weight."""
-    kind = KINDS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
+    kind = kinds().get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
     weight = named(node)[kind.weight] if kind is not None else None
     return kind.matrix(weight) if kind is not None and isinstance(weight, Node) else None
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 from lyc_fx.conv1d import is_conv1d
 from lyc_fx.layers.kind import LayerKind
 from lyc_fx.layers.sites import weight_of
-from lyc_fx.layers.table import KINDS
+from lyc_fx.layers.table import kinds
 from lyc_fx.program import owner
 
 
@@ -35,4 +35,5 @@ def read_by_transposed_conv(weight: Node) -> bool:
 
 def _layers(weight: Node) -> list[tuple[LayerKind, Node]]:
     users = [user for user in weight.users if isinstance(user.target, torch._ops.OpOverload)]
-    return [(KINDS[user.target], user) for user in users if weight_of(user) is weight]  # type: ignore[index]
+    known = kinds()
+    return [(known[user.target], user) for user in users if weight_of(user) is weight]  # type: ignore[index]

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
+from lyc_fx.extensions import Table
 from lyc_fx.naming.clip import Clip
 from lyc_fx.naming.components import (
     DENOISERS,
@@ -36,6 +37,7 @@ _MOST_COMPARED = 20_000_000
 """The limit for `nearest` on characters of a name times characters of all names, beyond which it would take minutes"""
 
 
+@runtime_checkable
 class NamesOf(Protocol):
     """A naming scheme of an architecture."""
 
@@ -50,7 +52,13 @@ class NamesOf(Protocol):
 
 
 SCHEMES: tuple[NamesOf, ...] = (UNet(), FLUX, SD3, WAN, Clip(), FUSED)
-"""The schemes of all architectures whose modules have several names"""
+"""Our schemes of all architectures whose modules have several names"""
+TABLE: Table[NamesOf] = Table("lyc_fx.architectures", NamesOf, SCHEMES, lambda scheme, others: None, values=True)
+
+
+def schemes() -> tuple[NamesOf, ...]:
+    """`SCHEMES`, and those from outside (`lyc_fx.register`)."""
+    return TABLE.all()
 
 
 @final
@@ -168,7 +176,7 @@ def _all_names(shapes: Shapes) -> Iterator[Name]:
     for (_, roles), inner in components.items():
         attention = {module_form(name): own for name, own in inner.items()}
         own_shapes = {name: shapes[own] for name, own in attention.items()}
-        for scheme in SCHEMES:
+        for scheme in schemes():
             for dialect, name, pieces in scheme.aliases(own_shapes):
                 real = tuple(replace(piece, parameter=attention[piece.parameter]) for piece in pieces)
                 yield from _leaves(Name(name, "", real, dialect, roles, scheme.kind))

@@ -17,7 +17,7 @@ from lyc_fx.algebra.blocks import Blocks, Swap
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.shear import Shear
-from lyc_fx.layers import KINDS, Call
+from lyc_fx.layers import Call, kinds
 from lyc_fx.layers.kind import Arguments
 
 aten = torch.ops.aten
@@ -39,7 +39,7 @@ class Drawn:
 @st.composite
 def layers(draw: st.DrawFn, op: Any) -> Drawn:
     """A call of an operator, with any groups, strides, paddings and dilations."""
-    kind = KINDS[op]
+    kind = kinds()[op]
     given: dict[str, Any] = {argument.name: None for argument in op._schema.arguments if not argument.kwarg_only}
     x_first, groups, dims = X_FIRST[type(kind).__name__], 1, 0
     if kind.spatial:
@@ -79,7 +79,7 @@ def channels_of(call: Call, rows: bool) -> int:
     return call.shape[0] if rows else call.shape[1]
 
 
-OPS = sorted(KINDS, key=str)
+OPS = sorted(kinds(), key=str)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
