@@ -86,3 +86,25 @@ def test_without_the_plug_in_its_files_are_refused(work: Path) -> None:
     assert families() == FAMILIES, "the tests run where no plug-in is installed"
     with pytest.raises(lyc_fx.BadAdapter, match="of a known adapter format"):
         lyc_fx.load(work / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_module_may_register_what_its_entry_point_names(asks: bool, tmp_path: Path) -> None:
+    """While the table imports it, of which it may ask then; or where the user imports it."""
+    (tmp_path / "eager.py").write_text(
+        "import lyc_fx\n"
+        "from lyc_fx_example.lora_xs import LoraXS\n"
+        "from lyc_fx.families import FAMILIES, families\n"
+        f"assert {not asks} or families() == FAMILIES\n"
+        "Family = lyc_fx.register(LoraXS)\n"
+        f"assert {not asks} or families() == (*FAMILIES, Family)\n"
+    )
+    install(PLUGIN, tmp_path)
+    write_metadata(tmp_path, "eager", {"lyc_fx.algorithms": {"first": "eager:Family"}})
+    code = (
+        f"{'' if asks else 'import eager'}\n"
+        "from lyc_fx.families import FAMILIES, families\n"
+        "for _ in range(2): assert [f.name for f in families()[len(FAMILIES):]] == ['lora-xs']\n"
+    )
+    done = python(tmp_path, "-W", "error::UserWarning", "-c", code)
+    assert done.returncode == 0, done.stderr
