@@ -19,12 +19,11 @@ from lyc_fx.families.blocks import BLOCK, Rows, largest_piece, on_rows, row_bloc
 from lyc_fx.families.eager import merged_rows, prepared
 from lyc_fx.families.merged import sums_dtype
 from lyc_fx.families.rounding import Rounding, Stochastic, nearest, round_into
-from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight
 from lyc_fx.folding.base import Base
 from lyc_fx.folding.jobs import Blocks, Compute
 from lyc_fx.folding.run import TEMPORARIES, thread_count
-from lyc_fx.folding.scaled import Scale, fit_scale, max_abs, scale_of_rows
+from lyc_fx.folding.scaled import Scale, fit_scale, max_abs, scale_of_rows, unscaled
 from lyc_fx.folding.weight_norm import compute_weight, split_weight
 
 Seed = int | None
@@ -149,9 +148,13 @@ class Merger:
             unit = scale_of_rows(scale.new, *job.rows, real)
             real /= unit.masked_fill(unit == 0, 1)  # the scale of a row of zeros may be zero
             round_into(out, real, rounding)
+            del real
+            before = unscaled(rows, scale.old, job.rows, torch.float64)
+            after = unscaled(out, scale.new, job.rows, torch.float64)
+            self._measure(name, before, after, out.dtype)
         else:
             self._merge(name, job.rows, rows, out, rounding)
-        self._measure(name, rows, out)
+            self._measure(name, rows, out, out.dtype)
 
     def _rounding(self, place: str) -> Rounding:
         return nearest if self.seed is None else Stochastic(self.seed, place)
@@ -168,22 +171,21 @@ class Merger:
         after = torch.empty_like(before, dtype=dtype)
         self._merge(name, (0, self.weights[name].height), before, after, self._rounding(name))
         if part == weight_norm.direction:
-            self._measure(name, before, after)
+            self._measure(name, before, after, dtype)
         return split_weight(after, weight_norm, part)
 
-    def _measure(self, name: str, rows: Tensor, out: Tensor) -> None:
-        effect = Effect.of(rows, out)
+    def _measure(self, name: str, before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
+        effect = Effect.of(before, after)
         adapted = bool(self.binding.active(name))
         allowed = self.binding.allow_nonfinite or not adapted  # without adapters, only the dtype changes
-        effect.refuse(name, out.dtype, out.numel(), allow_nonfinite=allowed)
+        effect.refuse(name, dtype, after.numel(), allow_nonfinite=allowed)
         if adapted:
             with self._lock:
                 self.effects[name] = self.effects.get(name, Effect()) + effect
 
     def _merge_scaled(self, name: str, block: Rows, codes: Tensor, scale: Tensor) -> Tensor:
         """Return merged rows of a weight in units of a scale, multiplied by the scale, in the dtype of the sums."""
-        rows = widened(codes, sums_dtype(self.compute, codes.device))
-        rows *= scale_of_rows(scale, *block, rows)
+        rows = unscaled(codes, scale, block, sums_dtype(self.compute, codes.device))
         self._merge(name, block, rows, rows, nearest)
         return rows
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.families.blocks import Rows
+from lyc_fx.families.widen import widened
 from lyc_fx.fitting import Weight, scale_beside
 
 _LEAVES = ("scale_weight", "weight_scale")
@@ -77,6 +79,13 @@ def scale_of_rows(scale: Tensor, start: int, stop: int, rows: Tensor) -> Tensor:
     part = scale.reshape(-1)
     part = part if part.numel() == 1 else part[start:stop]
     return part.to(rows.dtype).reshape([-1, *(1 for _ in rows.shape[1:])] if rows.dim() else [])
+
+
+def unscaled(codes: Tensor, scale: Tensor, block: Rows, dtype: torch.dtype) -> Tensor:
+    """Return some rows of codes multiplied by their scale, in memory of their own."""
+    rows = widened(codes, dtype)
+    rows *= scale_of_rows(scale, *block, rows)
+    return rows
 
 
 def max_abs(rows: Tensor, scale: Tensor) -> Tensor:

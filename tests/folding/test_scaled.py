@@ -98,6 +98,20 @@ def test_merged_as_what_it_means(dtype: torch.dtype, shape: tuple[int, ...], siz
         assert raw(out[name]) == raw(tensors[name]), "no adapter, same bytes"
 
 
+@pytest.mark.parametrize("size", [0.01, 300.0], ids=["grows", "stays"])
+@pytest.mark.parametrize("shape", [(), (15, 1)], ids=str)
+def test_the_report_says_how_much_the_weight_changed(shape: tuple[int, ...], size: float, tmp_path: Path) -> None:
+    """The weight, and not its codes, which mean other numbers where the scale grows."""
+    tensors = checkpoint(torch.float8_e4m3fn, shape, size)
+    save_file(tensors, tmp_path / "base.safetensors")
+    report = lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", stack(), tmp_path / "out.safetensors", STRENGTH)
+    before, after = (
+        each["fc.weight"].double() * each["fc.weight_scale"].double().reshape(-1, 1)
+        for each in (tensors, load_file(tmp_path / "out.safetensors"))
+    )
+    assert report.changes["fc.weight"] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1,), (15, 1)], ids=str)
 def test_nan_stays_nan_and_does_not_spread(shape: tuple[int, ...], tmp_path: Path) -> None:
     tensors = checkpoint(torch.float8_e4m3fn, shape, 0.01)
