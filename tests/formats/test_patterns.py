@@ -37,7 +37,7 @@ PATTERN = st.recursive(
 NAME = st.one_of(st.text("ab.c1_-{\n:", max_size=8), st.text("ab", max_size=3))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500, deadline=None, derandomize=True)
 @given(PATTERN, NAME)
 def test_as_python_matches(pattern: str, name: str) -> None:
     try:
@@ -55,7 +55,7 @@ def test_as_python_matches(pattern: str, name: str) -> None:
     event(f"matches: {wanted[0]}")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text("ab(){}[]|*+?.^$\\:<=!P1,-&~", max_size=8), NAME)
 def test_any_text_as_a_pattern(text: str, name: str) -> None:
     assume(r"\B" not in text)  # of an empty text, Python 3.14 says another thing than those before
@@ -98,7 +98,7 @@ def test_what_is_slow_for_each_of_many_modules_is_refused() -> None:
     text, started = "(a|a)*(?:b|b)*[de]", time.thread_time()
     with pytest.raises(BadAdapter, match="takes more than 1 s"):
         for number in range(10_000):
-            matches(text, "a" * 14 + f"{number}")
+            matches(text, "a" * 17 + f"{number}")
     assert time.thread_time() - started < 3
 
 
