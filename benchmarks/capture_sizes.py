@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import lyc_fx
-from lyc_fx.layers import sites
-from lyc_fx.report import table
+from lyc_fx.binding.report import table
+from lyc_fx.graph.layers import sites
 
 Example = tuple[nn.Module, dict[str, torch.Tensor | dict[str, torch.Tensor]]]
 

@@ -26,7 +26,7 @@ from folding import base, tables
 from folding.adapters import KINDS, TITLES
 from folding.contest import OURS, Contest, Results
 
-from lyc_fx.report import table
+from lyc_fx.binding.report import table
 
 _BUILD = Path(__file__).resolve().parents[1] / "build"
 

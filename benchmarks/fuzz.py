@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 from hostile import memory  # noqa: E402  # found by that path
 from hostile.tries import Outcome, Tries  # noqa: E402
 
-from lyc_fx.report import table  # noqa: E402
+from lyc_fx.binding.report import table  # noqa: E402
 
 _PATIENCE = 120.0
 """Seconds without a word until a try is held to hang"""

@@ -15,10 +15,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms import FAMILIES, random_adapter
+from lyc_fx.binding.report import table
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES, random_adapter
-from lyc_fx.report import table
 
 
 def unet(layers: tuple[int, int]) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.report import table
+from lyc_fx.binding.report import table
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "Linear 1024 → 4096, 64 rows": (lambda: nn.Linear(1024, 4096), lambda: torch.randn(64, 1024)),

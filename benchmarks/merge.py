@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import lyc_fx
-from lyc_fx.report import table
+from lyc_fx.binding.report import table
 
 LINEAR = {(320, 320): 8, (640, 640): 16, (640, 2048): 4, (5120, 640): 2, (640, 2560): 2, (1280, 1280): 32,
           (1280, 2048): 12, (10240, 1280): 6, (1280, 5120): 6}  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lyc_fx.families.rounding import cast, nearest
+from lyc_fx.numerics.rounding import cast, nearest
 
 BLOCK = 1 << 19
 """Elements at once, as in a fold"""

@@ -1,16 +1,13 @@
 """lyc-fx: splice LyCORIS adapters into any PyTorch model's FX graph, fold them, export the result."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lyc_fx.adapters import AdapterSet
-    from lyc_fx.capture import capture
-    from lyc_fx.checkpoint import fold_checkpoint
-    from lyc_fx.convert import convert
-    from lyc_fx.coverage import coverage
+    from lyc_fx.adapters.adapter_set import AdapterSet
+    from lyc_fx.binding.report import Report
+    from lyc_fx.checkpoint.fold_checkpoint import fold_checkpoint
+    from lyc_fx.conversion import convert
     from lyc_fx.errors import (
         BadAdapter,
         BadFile,
@@ -20,17 +17,18 @@ if TYPE_CHECKING:
         Unsupported,
         WrongArgument,
     )  # fmt: skip
-    from lyc_fx.export import export
     from lyc_fx.formats import load
-    from lyc_fx.live import merge
-    from lyc_fx.plan import Plan
-    from lyc_fx.program import history
+    from lyc_fx.graph.capture import capture
+    from lyc_fx.graph.export import export
+    from lyc_fx.graph.plan import Plan
+    from lyc_fx.graph.program import history
+    from lyc_fx.graph.show import show
+    from lyc_fx.graph.stand_in import stand_in
+    from lyc_fx.graph.verbs import evaluate, fold, lower, report, splice
+    from lyc_fx.inspection.coverage import coverage
+    from lyc_fx.model.merge import merge
+    from lyc_fx.model.swap import Live, live
     from lyc_fx.registering import register
-    from lyc_fx.report import Report
-    from lyc_fx.roads import evaluate, fold, lower, report, splice
-    from lyc_fx.show import show
-    from lyc_fx.stand_in import stand_in
-    from lyc_fx.swap import Live, live
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,33 +38,24 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "AdapterSet": "adapters", "Live": "swap", "Plan": "plan", "Report": "report", "capture": "capture",
-    "convert": "convert", "coverage": "coverage", "evaluate": "roads", "export": "export", "fold": "roads",
-    "fold_checkpoint": "checkpoint", "history": "program", "live": "swap", "load": "formats", "lower": "roads",
-    "merge": "live", "register": "registering", "report": "roads", "show": "show", "splice": "roads",
-    "stand_in": "stand_in",
+    "AdapterSet": "adapters.adapter_set", "Live": "model.swap", "Plan": "graph.plan", "Report": "binding.report",
+    "capture": "graph.capture", "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs",
+    "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
+    "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
+    "register": "registering", "report": "graph.verbs", "show": "graph.show", "splice": "graph.verbs",
+    "stand_in": "graph.stand_in",
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip
 
 
-class _Package(ModuleType):
-    """Imports a public name when it is first used: `lyc-fx --help` does not wait for torch."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        setattr(self, name, value)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds submodules here: `capture`, `convert` and others are the functions of that name.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `lyc-fx --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,20 +4,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from lyc_fx.algorithms import TABLE as FAMILIES
 from lyc_fx.errors import WrongArgument
 from lyc_fx.extensions import Table, shown
-from lyc_fx.families import TABLE as FAMILIES
 from lyc_fx.formats import TABLE as FORMATS
-from lyc_fx.further import TABLE as PASSES
-from lyc_fx.layers.table import TABLE as LAYERS
+from lyc_fx.graph.further import TABLE as PASSES
+from lyc_fx.graph.layers.table import TABLE as LAYERS
 from lyc_fx.naming.names import TABLE as NAMES
 
 T = TypeVar("T")
 
 TABLES: dict[str, Table[Any]] = {
-    "an algorithm (a subclass of lyc_fx.families.Adapter)": FAMILIES,
+    "an algorithm (a subclass of lyc_fx.algorithms.Adapter)": FAMILIES,
     "a format (lyc_fx.formats.Format)": FORMATS,
-    "a layer kind (lyc_fx.layers.LayerKind)": LAYERS,
+    "a layer kind (lyc_fx.graph.layers.LayerKind)": LAYERS,
     "a pass (torch.fx.passes.infra.pass_base.PassBase)": PASSES,
     "names of an architecture (lyc_fx.naming.scheme.Scheme)": NAMES,
 }

@@ -12,10 +12,10 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.pipeline import done
-from lyc_fx.program import holds
-from lyc_fx.rewrite import EMITTED, RESHAPES, Bindings, Emit, Miss, Op, Rule, Var, rewrite
-from lyc_fx.symbolic import difference
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import holds
+from lyc_fx.graph.rewrite import EMITTED, RESHAPES, Bindings, Emit, Miss, Op, Rule, Var, rewrite
+from lyc_fx.graph.symbolic import difference
 
 aten = torch.ops.aten
 

@@ -13,12 +13,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.algebra.layer import NoChain
-from lyc_fx.chains import Lowering, Reading
-from lyc_fx.layers import REPEATS, sites, transpose_of, weight_of
-from lyc_fx.pipeline import done
-from lyc_fx.program import BANK
-from lyc_fx.rewrite import EMITTED
-from lyc_fx.steps import Missed
+from lyc_fx.graph.chains import Lowering, Reading
+from lyc_fx.graph.layers import REPEATS, sites, transpose_of, weight_of
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import BANK
+from lyc_fx.graph.rewrite import EMITTED
+from lyc_fx.graph.steps import Missed
 
 
 @final

@@ -12,9 +12,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.capture.mode import evaluates
-from lyc_fx.pipeline import done
-from lyc_fx.rewrite import arguments
+from lyc_fx.graph.capture.mode import evaluates
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.rewrite import arguments
 
 aten = torch.ops.aten
 

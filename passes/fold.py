@@ -20,14 +20,14 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.copies import set_tensor
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import Effect
-from lyc_fx.families.rounding import nearest
-from lyc_fx.layers import COMPUTED, weight_norm_parts
-from lyc_fx.pipeline import done
-from lyc_fx.program import BANK, aliases, facts, get_tensor, remember, tensors
-from lyc_fx.rewrite import EMITTED, erase_unused
+from lyc_fx.graph.copies import set_tensor
+from lyc_fx.graph.layers import COMPUTED, weight_norm_parts
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import BANK, aliases, facts, get_tensor, remember, tensors
+from lyc_fx.graph.rewrite import EMITTED, erase_unused
+from lyc_fx.merging.effect import Effect
+from lyc_fx.numerics.rounding import nearest
 
 _ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activations, where they are no constants)"
 

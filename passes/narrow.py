@@ -12,10 +12,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.utils import _pytree as pytree
 
-from lyc_fx.pipeline import done
-from lyc_fx.program import fake_mode
-from lyc_fx.propagation import propagate
-from lyc_fx.rewrite import EMITTED
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import fake_mode
+from lyc_fx.graph.propagation import propagate
+from lyc_fx.graph.rewrite import EMITTED
 
 aten = torch.ops.aten
 

@@ -12,15 +12,15 @@ from typing import final
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.binding import Binding, bind
+from lyc_fx.binding.bind import Binding, bind
+from lyc_fx.binding.fitting import Weight
+from lyc_fx.binding.stack import Stack
+from lyc_fx.binding.twins import Twins, twins
 from lyc_fx.errors import BadAdapter, InvalidGraph
-from lyc_fx.fitting import Weight
-from lyc_fx.inserted import Insertion
-from lyc_fx.pipeline import done
-from lyc_fx.program import BANK, aliases, facts, fake_mode, get_tensor, remember
-from lyc_fx.stack import Stack
-from lyc_fx.targets import described, known_as, stored, targets
-from lyc_fx.twins import Twins, twins
+from lyc_fx.graph.inserted import Insertion
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import BANK, aliases, facts, fake_mode, get_tensor, remember
+from lyc_fx.graph.targets import described, known_as, stored, targets
 
 _NAMED = 5
 """Weights that an error names"""

@@ -6,9 +6,9 @@ import torch
 from nets import random_for
 from torch import nn
 
-from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.families import Adapter
-from lyc_fx.families.locon import LoCon
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.naming import flatten
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
-from lyc_fx.families import Additive
-from lyc_fx.families.locon import LoCon
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.adapters.shaped import Additive
+from lyc_fx.algorithms.locon import LoCon
 
 
 def random(*shape: int) -> Tensor:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.families import FAMILIES, Adapter
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.algorithms import FAMILIES
 
 EVEN = Case("linear-even", lambda: nn.Linear(6, 16), (2, 5, 6), "batch sequence _")
 GROUPED = Case("conv2d-grouped", lambda: nn.Conv2d(8, 12, 3, padding=1, groups=2), (2, 8, 5, 6), "batch _ height width")

@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms import FAMILIES, random_adapter
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES, Adapter, random_adapter
 
 
 class Conv1D(nn.Module):

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lyc_fx.families import Adapter
+from lyc_fx.adapters.adapter import Adapter
 
 Factors = Mapping[str, Tensor]
 

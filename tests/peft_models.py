@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lyc_fx
-from lyc_fx.report import Report
+from lyc_fx.binding.report import Report
 
 
 class Net(nn.Module):

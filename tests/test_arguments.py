@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.errors import WrongArgument
-from lyc_fx.families import FAMILIES
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))

@@ -8,12 +8,13 @@ from nets import CASES, Case, certain, many, one, pairs, variant_id
 from torch import nn
 
 import lyc_fx
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.orthogonal import Orthogonal
+from lyc_fx.algorithms import FAMILIES, random_adapter
+from lyc_fx.algorithms.hra import HRA
+from lyc_fx.algorithms.ia3 import IA3
+from lyc_fx.algorithms.oft_input import InputOFT
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families import FAMILIES, Adapter, random_adapter
-from lyc_fx.families.hra import HRA
-from lyc_fx.families.ia3 import IA3
-from lyc_fx.families.oft_input import InputOFT
-from lyc_fx.families.orthogonal import Orthogonal
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 

@@ -12,12 +12,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.cli import app
-from lyc_fx.families.full import Full
-from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.lycoris import Lycoris
-from lyc_fx.shapes import shapes_of
+from lyc_fx.inspection.shapes import shapes_of
 
 
 def locon(*shape: int) -> LoCon:

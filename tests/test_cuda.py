@@ -16,8 +16,8 @@ from oracle import adapted
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.families import FAMILIES
-from lyc_fx.families.rounding import nearest
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.numerics.rounding import nearest
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)

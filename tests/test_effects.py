@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.binding.report import NothingChanged, Report
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Effect
-from lyc_fx.report import NothingChanged, Report
+from lyc_fx.merging.effect import Effect
 
 Road = Callable[[nn.Module, AdapterSet, float, Path], Report]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.errors import BadFile, InvalidGraph, Unsupported
-from lyc_fx.families import FAMILIES
 
 LOKR = next(f for f in FAMILIES if f.name == "lokr")
 

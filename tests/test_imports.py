@@ -159,7 +159,7 @@ def modules() -> list[Path]:
 
 
 def unit(path: Path) -> str:
-    """`lyc_fx/families/locon.py` → families; `lyc_fx/live.py` → live; `passes/fold.py` → passes."""
+    """`lyc_fx/algorithms/locon.py` → families; `lyc_fx/model/merge.py` → live; `passes/fold.py` → passes."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return "passes" if parts[0] == "passes" else parts[1]
 
@@ -209,6 +209,6 @@ def test_the_bare_name_passes_is_not_imported() -> None:
 
 
 def test_the_package_imports_alone() -> None:
-    code = "import lyc_fx, lyc_fx.families; assert len(lyc_fx.families.FAMILIES) >= 3; print(lyc_fx.__version__)"
+    code = "import lyc_fx, lyc_fx.algorithms; assert len(lyc_fx.algorithms.FAMILIES) >= 3; print(lyc_fx.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

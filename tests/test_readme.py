@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.cli import app
-from lyc_fx.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.rewrite import Bindings, Either, Emit, Miss, Op, Rule, Var, arguments, rewrite
-from lyc_fx.steps import Missed
+from lyc_fx.graph.rewrite import Bindings, Either, Emit, Miss, Op, Rule, Var, arguments, rewrite
+from lyc_fx.graph.steps import Missed
 
 aten = torch.ops.aten
 X = torch.randn(3, 3)

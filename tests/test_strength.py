@@ -11,13 +11,14 @@ from oracle import factors_of
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.adapters.orthogonal import Orthogonal
+from lyc_fx.algorithms import FAMILIES, random_adapter
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.tlora import TLoRA
+from lyc_fx.binding.stack import Adapters, Blocks
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES, Adapter, random_adapter
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.orthogonal import Orthogonal
-from lyc_fx.families.tlora import TLoRA
-from lyc_fx.stack import Adapters, Blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # strength 0 is among what is tried
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx import blockwise
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.algorithms import FAMILIES, blocks
 from lyc_fx.errors import BadAdapter, BadFile, Unsupported
-from lyc_fx.families import FAMILIES, Adapter, blocks
+from lyc_fx.merging import blockwise
 
 FAMILY = {family.name: family for family in FAMILIES}
 

@@ -15,9 +15,9 @@ from lyc_fx.algebra.blocks import Blocks
 from lyc_fx.algebra.layer import Layer, Scale
 from lyc_fx.algebra.maps import Diagonal, Map
 from lyc_fx.errors import InvalidGraph
+from lyc_fx.graph.rewrite import Op, Rule, Var
+from lyc_fx.graph.trials import outputs, trials
 from lyc_fx.passes import canonicalize, fold, narrow
-from lyc_fx.rewrite import Op, Rule, Var
-from lyc_fx.trials import outputs, trials
 
 aten = torch.ops.aten
 Mutation = Callable[[pytest.MonkeyPatch], None]

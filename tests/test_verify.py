@@ -11,11 +11,11 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import lyc_fx
-from lyc_fx import pipeline
-from lyc_fx.copies import set_tensor
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.rewrite import Emit
-from lyc_fx.symbolic import difference
+from lyc_fx.graph import pipeline
+from lyc_fx.graph.copies import set_tensor
+from lyc_fx.graph.rewrite import Emit
+from lyc_fx.graph.symbolic import difference
 
 aten = torch.ops.aten
 CONV = next(c for c in CASES if c.name == "conv2d-1x1")

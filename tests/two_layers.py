@@ -4,8 +4,8 @@ import torch
 from nets import many, random_for
 from torch import Tensor, nn
 
-from lyc_fx.families import Adapter
-from lyc_fx.families.locon import LoCon
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.algorithms.locon import LoCon
 
 
 class Two(nn.Module):

@@ -92,8 +92,8 @@ if __name__ == "__main__":
     imitate()
     given, out = map(Path, sys.argv[1:])
     work(given, out)
-    from lyc_fx import system
     from lyc_fx.cli import main
+    from lyc_fx.storage import system
 
     assert system.fcntl is None and not hasattr(os, "preadv")
     sys.argv = ["lyc-fx", "fold", str(given / "model"), str(given / "adapter.safetensors"), "-o", str(out / "line")]

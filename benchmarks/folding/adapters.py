@@ -62,7 +62,7 @@ def write(path: Path, checkpoint: Path, size: str, kind: str) -> int:
 def for_peft(adapter: Path, folder: Path, checkpoint: Path) -> str | None:
     """The same adapter as a PEFT directory, written by lyc-fx; or why PEFT has no such adapter."""
     import lyc_fx
-    from lyc_fx.convert import convert
+    from lyc_fx.conversion import convert
     from lyc_fx.errors import LycFxError
 
     try:

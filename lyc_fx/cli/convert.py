@@ -13,7 +13,7 @@ from lyc_fx.cli.renaming import Rename, renamed
 from lyc_fx.naming import Target
 
 if TYPE_CHECKING:
-    from lyc_fx.convert import ConvertedAdapter
+    from lyc_fx.conversion import ConvertedAdapter
 
 
 def command(
@@ -38,8 +38,8 @@ def command(
     """Write an adapter in another convention; exact, unless --svd is given."""
     with working("converting", quiet=quiet or as_json):
         from lyc_fx import load
-        from lyc_fx.convert import convert
-        from lyc_fx.outputs import free
+        from lyc_fx.conversion import convert
+        from lyc_fx.storage.outputs import free
 
         [adapters] = renamed([load(file, config=config, alpha=alpha)], rename)
         conversion = convert(adapters, to.value, like=like, svd=svd)

@@ -22,7 +22,7 @@ def command(
 ) -> None:
     """Show what each key of adapter files would change in a model, or why not, and which weights are adapted."""
     with working("reading the headers", quiet=as_json):
-        from lyc_fx.coverage import coverage
+        from lyc_fx.inspection.coverage import coverage
 
         read = [load_sound(path, config, alpha) for path in adapters]
         found = coverage(renamed([file for file, _ in read], rename), model)

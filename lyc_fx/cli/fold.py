@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from lyc_fx.allocator import retain_freed_memory
+from lyc_fx.checkpoint.ahead import read_ahead
 from lyc_fx.choices import Convention, Rounding
+from lyc_fx.cli.allocator import retain_freed_memory
 from lyc_fx.cli.arguments import Alpha, Config, DType, Wanted, parse_block
 from lyc_fx.cli.progress import counting_bytes, working
 from lyc_fx.cli.renaming import Rename, renamed
-from lyc_fx.folding.ahead import read_ahead
 
 if TYPE_CHECKING:
-    from lyc_fx.adapters import AdapterSet
-    from lyc_fx.report import Report
+    from lyc_fx.adapters.adapter_set import AdapterSet
+    from lyc_fx.binding.report import Report
 
 _NAMED = 5
 """How many unused keys a warning names; --json lists all"""
@@ -117,9 +117,9 @@ def command(
         import torch
 
         from lyc_fx import fold_checkpoint, load
-        from lyc_fx.folding.base import is_folder
-        from lyc_fx.outputs import free
-        from lyc_fx.report import NothingChanged
+        from lyc_fx.binding.report import NothingChanged
+        from lyc_fx.checkpoint.base import is_folder
+        from lyc_fx.storage.outputs import free
 
         given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
         stack = _chosen(given, only or [], exclude or [])

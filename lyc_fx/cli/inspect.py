@@ -19,7 +19,7 @@ from lyc_fx.cli.partial import exit_with, load_sound
 from lyc_fx.cli.progress import working
 
 if TYPE_CHECKING:
-    from lyc_fx.adapters import AdapterSet, Entry
+    from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 
 _LONGEST = 200
 """How many characters of a metadata value are shown; --json shows all"""
@@ -143,7 +143,7 @@ def _print(adapters: "AdapterSet", layers: list[Layer]) -> None:
             grid.add_row(*map(Text, row.values()))
         console.print(grid, soft_wrap=False)
     else:
-        from lyc_fx.report import table
+        from lyc_fx.binding.report import table
 
         for line in table(rows):  # one line per layer, however long, so that grep finds whole layers
             console.print(Text(line))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from lyc_fx.adapters import AdapterSet
+    from lyc_fx.adapters.adapter_set import AdapterSet
 
 
 def load_sound(path: Path, config: Path | None, alpha: float | None) -> tuple["AdapterSet", str | None]:
@@ -15,7 +15,7 @@ def load_sound(path: Path, config: Path | None, alpha: float | None) -> tuple["A
     Raises as `load` if no adapter can be used.
     """
     from lyc_fx import load
-    from lyc_fx.adapters import AdapterSet
+    from lyc_fx.adapters.adapter_set import AdapterSet
     from lyc_fx.errors import BadModules
 
     try:

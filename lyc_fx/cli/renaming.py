@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lyc_fx.adapters import AdapterSet
+    from lyc_fx.adapters.adapter_set import AdapterSet
 
 Rename = Annotated[
     list[str] | None,
@@ -19,8 +19,8 @@ def renamed(files: "Sequence[AdapterSet]", wanted: Sequence[str] | None) -> "lis
 
     Raises BadAdapter if an OLD occurs in none of the files, or if two names would become the same.
     """
+    from lyc_fx.adapters.renaming import matches
     from lyc_fx.errors import BadAdapter
-    from lyc_fx.renaming import matches
 
     table = dict(_pair(text) for text in wanted or ())
     modules = {old: [any(matches(old, e.module) for e in file.entries) for file in files] for old in table}

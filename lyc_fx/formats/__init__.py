@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.errors import BadAdapter, BadModules, Unsupported, WrongArgument, counted
 from lyc_fx.extensions import Table, named, shown
-from lyc_fx.files import path_of
 from lyc_fx.formats.comfyui import Comfyui
-from lyc_fx.formats.container import read_tensors
 from lyc_fx.formats.diffusers import Diffusers
-from lyc_fx.formats.directory import configuration, read_configuration, tensors_of
-from lyc_fx.formats.entries import entries
 from lyc_fx.formats.format import MARK, Contents, Format, Layout, Source
-from lyc_fx.formats.layouts import INNER
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.formats.nhwc import Nhwc, laid_out_so
-from lyc_fx.formats.partial import not_understood
 from lyc_fx.formats.peft import Peft
+from lyc_fx.formats.reading.directory import configuration, read_configuration, tensors_of
+from lyc_fx.formats.reading.entries import entries
+from lyc_fx.formats.reading.layouts import INNER
+from lyc_fx.formats.reading.partial import not_understood
 from lyc_fx.formats.save import save
 from lyc_fx.formats.xlabs import XLabs
+from lyc_fx.storage.container import read_tensors
+from lyc_fx.storage.files import path_of
 
 __all__ = ["FORMATS", "TABLE", "Contents", "Format", "formats", "load", "save", "writer"]
 

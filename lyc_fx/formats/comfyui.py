@@ -20,7 +20,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import Unsupported, counted
 from lyc_fx.formats.comfyui_rules import readable
 from lyc_fx.formats.format import Contents, Format, Source

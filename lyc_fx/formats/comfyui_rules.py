@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.algebra.tensors import matrix, tucker
+from lyc_fx.algorithms.boft import BOFT
+from lyc_fx.algorithms.glora import GLoRA
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
+from lyc_fx.algorithms.oft import DiagOFT
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Adapter
-from lyc_fx.families.boft import BOFT
-from lyc_fx.families.glora import GLoRA
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
-from lyc_fx.families.oft import DiagOFT
 
 _READ = {
     *("alpha", "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "set_weight", "oft_blocks", "rescale"),

@@ -16,12 +16,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import lycoris_layouts
-from lyc_fx.formats.stated import stated_scale
+from lyc_fx.formats.reading.layouts import lycoris_layouts
+from lyc_fx.formats.reading.stated import stated_scale
 
 _DOWN, _UP = "lora_down.weight", "lora_up.weight"
 _TAILS = {

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, final, get_args
 
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import BadAdapter
-from lyc_fx.formats.texts import configuration
+from lyc_fx.formats.reading.texts import configuration
 
 Layout = Literal["torch", "nhwc"]
 """How factors under LyCORIS's keys lie: as LyCORIS has them, or as `formats.nhwc` says"""

@@ -10,12 +10,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.algorithms.full import Full
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.full import Full
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.stated import stated_scale
-from lyc_fx.formats.suffixes import suffixes
+from lyc_fx.formats.reading.stated import stated_scale
+from lyc_fx.formats.reading.suffixes import suffixes
 
 _PLAIN = "weight"
 """A suffix of IA3, and of every checkpoint: it counts only beside `on_input`."""

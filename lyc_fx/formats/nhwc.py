@@ -36,12 +36,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.formats.detection import consistent, decided
 from lyc_fx.formats.format import MARK, Contents, Format, Source
-from lyc_fx.formats.kernels import kernel_first, moved, named, turned, varying
 from lyc_fx.formats.lycoris import Lycoris, tensors_of
+from lyc_fx.formats.reading.detection import consistent, decided
+from lyc_fx.formats.reading.kernels import kernel_first, moved, named, turned, varying
 
 
 @final

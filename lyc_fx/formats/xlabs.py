@@ -11,7 +11,7 @@
 import re
 from typing import final
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.formats.format import Contents, Format, Source
 

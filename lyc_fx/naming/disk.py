@@ -1,7 +1,7 @@
 """Names on disk and in memory: the classes of transformers 5 use other names than their checkpoints.
 
 The tables of transformers are used if it is installed. A parameter that is split or joined on loading has no such name
-(`lyc_fx.experts` handles those of experts).
+(`lyc_fx.binding.experts` handles those of experts).
 """
 
 import sys

@@ -11,8 +11,8 @@ from nets import VARIANTS, Variant, random_for, variant_id
 from structures import STRUCTURES, Shape, drawn, exact, integers
 from torch import Tensor
 
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker
-from lyc_fx.families.shaped import Additive
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12)) | st.tuples(
     st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)

@@ -17,8 +17,8 @@ from lyc_fx.algebra.blocks import Blocks, Swap
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.shear import Shear
-from lyc_fx.layers import Call, kinds
-from lyc_fx.layers.kind import Arguments
+from lyc_fx.graph.layers import Call, kinds
+from lyc_fx.graph.layers.kind import Arguments
 
 aten = torch.ops.aten
 X_FIRST = {

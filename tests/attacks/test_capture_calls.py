@@ -9,8 +9,8 @@ from one_layer import STRENGTH, factors, x
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.capture.mode import mode_matters
 from lyc_fx.errors import CaptureError
+from lyc_fx.graph.capture.mode import mode_matters
 
 
 class Modal(nn.Module):

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import BadAdapter, BadFile
-from lyc_fx.families import Adapter
-from lyc_fx.families.locon import LoCon
 
 GPT2 = {"attn.weight": (4, 12), "attn.bias": (12,), "proj.weight": (4, 4), "proj.bias": (4,), "head.weight": (4, 4)}
 LINEAR = {"attn.weight": (12, 4), "attn.bias": (12,), "proj.weight": (4, 4), "proj.bias": (4,)}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.capture.work import _multiplications, runs_quickly
 from lyc_fx.errors import CaptureError
+from lyc_fx.graph.capture.work import _multiplications, runs_quickly
 
 
 class OtherPath(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import lyc_fx
-from lyc_fx.families.locon import LoCon
+from lyc_fx.algorithms.locon import LoCon
 
 
 class Turned(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import lyc_fx
-from lyc_fx.conv1d import is_conv1d, stored_in_out
+from lyc_fx.base.conv1d import is_conv1d, stored_in_out
 
 SIZE, STRENGTH = 6, 0.7
 

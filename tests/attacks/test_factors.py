@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES
-from lyc_fx.report import NothingChanged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*alpha is 0")
 

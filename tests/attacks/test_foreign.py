@@ -11,8 +11,8 @@ from torch.nn.utils import prune, spectral_norm
 from torch.testing._internal.two_tensor import TwoTensor
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.errors import BadAdapter, CaptureError, Unsupported
-from lyc_fx.families import FAMILIES
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 ADAPTERS = many(**{"0": certain((LOCON, LOCON.layouts[0]), (5, 3))})

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter
-from lyc_fx.report import NothingChanged
 
 diffusers = pytest.importorskip("diffusers")
 STRENGTH = 0.7

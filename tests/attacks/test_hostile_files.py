@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES, random_adapter
 from lyc_fx.errors import BadAdapter, BadFile, LycFxError
-from lyc_fx.families import FAMILIES, random_adapter
 from lyc_fx.naming import Names, Piece
 
 LORA = {"base_model.model.fc.lora_A.weight": torch.ones(1, 4), "base_model.model.fc.lora_B.weight": torch.ones(6, 1)}

@@ -10,11 +10,11 @@ from torch import nn
 from two_layers import BOTH, plain, same, two
 
 import lyc_fx
-from lyc_fx import blockwise
 from lyc_fx.algebra import Structure
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
-from lyc_fx.families.locon import LoCon
-from lyc_fx.report import NothingChanged
+from lyc_fx.merging import blockwise
 
 
 def test_overflow_is_loud_and_undone() -> None:

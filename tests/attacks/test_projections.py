@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.replace import Replace
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families.full import Full
-from lyc_fx.families.replace import Replace
-from lyc_fx.shapes import shapes_of
+from lyc_fx.inspection.shapes import shapes_of
 
 STRENGTH = 0.7
 SDXL = "conditioner.embedders.1.model."

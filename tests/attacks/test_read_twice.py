@@ -6,8 +6,8 @@ from nets import certain, many
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.families import FAMILIES
-from lyc_fx.layers import sites
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.graph.layers import sites
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 

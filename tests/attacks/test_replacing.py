@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lyc_fx import files, system
 from lyc_fx.errors import BadFile
-from lyc_fx.files import replacing
+from lyc_fx.storage import files, system
+from lyc_fx.storage.files import replacing
 
 WHERE = {files.__file__, system.__file__, contextlib.__file__, __file__}
 MANY = 500

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lyc_fx
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.replace import Replace
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES
-from lyc_fx.families.full import Full
-from lyc_fx.families.replace import Replace
 
 STRENGTH = 0.7
 LAYERS = [

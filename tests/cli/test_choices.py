@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from lyc_fx import choices, families
+from lyc_fx import choices
+from lyc_fx.adapters import adapter as families
 from lyc_fx.cli.arguments import DType
 from lyc_fx.cli.demo.data import Name
 from lyc_fx.naming import Target

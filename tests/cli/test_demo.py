@@ -11,12 +11,12 @@ import torch
 from nets import CASES, one, random_for
 
 import lyc_fx
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.cli.demo.data import Data
 from lyc_fx.cli.demo.excerpt import excerpt
 from lyc_fx.cli.demo.roads import require_close
 from lyc_fx.cli.demo.search import Search, pick_queries, run_search
 from lyc_fx.errors import BadFile, LycFxError
-from lyc_fx.families.locon import LoCon
 
 MINILM = Path(__file__).parents[2] / "examples" / "minilm"
 PAIRS = 24

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.families import Change, merged
+from lyc_fx.merging.merged import Change, merged
 
 
 def change(adapter: Path, layer: str, like: Tensor) -> Tensor:

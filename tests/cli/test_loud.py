@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lyc_fx.folding.fold
+import lyc_fx.checkpoint.fold
 
 Spoil = Callable[..., list[object]]
 """Prepares what is wrong, and gives the arguments of `lyc-fx`"""
@@ -199,13 +199,13 @@ def test_errors(files, lyc, name: str) -> None:
     ids=["full disk", "broken disk", "memory", "torch's memory", "Ctrl-C"],
 )
 def test_failures_while_writing(files, lyc, monkeypatch, error: BaseException, message: str) -> None:
-    original = lyc_fx.folding.fold.run_jobs
+    original = lyc_fx.checkpoint.fold.run_jobs
 
     def failing(*arguments, **options):
         original(*arguments, **options)
         raise error
 
-    monkeypatch.setattr(lyc_fx.folding.fold, "run_jobs", failing)
+    monkeypatch.setattr(lyc_fx.checkpoint.fold, "run_jobs", failing)
     files.out.write_bytes(b"an older file")
     before = files.held()
     said = lyc("fold", files.base, files.locon, "-o", files.out, "--force")

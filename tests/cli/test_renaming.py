@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.adapters.renaming import rename
 from lyc_fx.errors import BadAdapter, WrongArgument
-from lyc_fx.renaming import rename
 
 STRENGTH = 0.7
 

@@ -31,9 +31,7 @@ def test_version_and_python_m() -> None:
 
 
 def test_public_names_are_functions_though_modules_have_the_same_names() -> None:
-    code = (
-        "import lyc_fx.capture, lyc_fx.report as r\nfor n in lyc_fx.__all__: print(type(getattr(lyc_fx, n)).__name__)"
-    )
+    code = "import lyc_fx.graph.capture, lyc_fx.report as r\nfor n in lyc_fx.__all__: print(type(getattr(lyc_fx, n)).__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(result.stdout.split()) == {"function", "type"}
 

@@ -11,18 +11,18 @@ from nets import VARIANTS, certain, one, pairs, random_for, variant_id
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.convert import Conversion, convert
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.experts import Experts
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.glora import GLoRA
+from lyc_fx.algorithms.hra import HRA
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
+from lyc_fx.algorithms.replace import Replace
+from lyc_fx.algorithms.vera import VeRA
+from lyc_fx.conversion import Conversion, convert
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families.experts import Experts
-from lyc_fx.families.full import Full
-from lyc_fx.families.glora import GLoRA
-from lyc_fx.families.hra import HRA
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
-from lyc_fx.families.replace import Replace
-from lyc_fx.families.vera import VeRA
 from lyc_fx.naming import Target
 
 pytest.importorskip("diffusers")

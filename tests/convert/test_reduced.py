@@ -8,10 +8,10 @@ import torch
 from nets import certain, many
 
 import lyc_fx
-from lyc_fx.convert import convert
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.conversion import convert
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import FAMILIES
-from lyc_fx.families.locon import LoCon
 
 
 @pytest.mark.parametrize("shape", [(15, 7), (15, 7, 3, 2)])

@@ -9,7 +9,7 @@ from installed import PLUGIN, install, python, write_metadata
 from safetensors.torch import load_file
 
 import lyc_fx
-from lyc_fx.families import FAMILIES, families
+from lyc_fx.algorithms import FAMILIES, families
 
 TOWER = Path(__file__).parent / "tower.py"
 
@@ -19,7 +19,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the plug-in is installed, beside two distributions of which something is broken."""
     folder = tmp_path_factory.mktemp("site")
     install(PLUGIN, folder)
-    (folder / "halves.py").write_text("import lyc_fx.families.locon as locon\nCOUNT = 3\nFamily = locon.LoCon\n")
+    (folder / "halves.py").write_text("import lyc_fx.algorithms.locon as locon\nCOUNT = 3\nFamily = locon.LoCon\n")
     write_metadata(
         folder,
         "broken",
@@ -76,7 +76,7 @@ def test_the_command_line_knows_an_installed_plug_in(site: Path, work: Path) -> 
 def test_nothing_is_loaded_before_it_is_of_use(site: Path) -> None:
     code = (
         "import sys, lyc_fx, lyc_fx.registering, lyc_fx.convert; print('lyc_fx_example' in sys.modules);"
-        "lyc_fx.families.families(); print('lyc_fx_example.lora_xs' in sys.modules)"
+        "lyc_fx.algorithms.families(); print('lyc_fx_example.lora_xs' in sys.modules)"
     )
     done = python(site, "-c", code)
     assert done.stdout.split() == ["False", "True"], done.stderr
@@ -94,7 +94,7 @@ def test_a_module_may_register_what_its_entry_point_names(asks: bool, tmp_path: 
     (tmp_path / "eager.py").write_text(
         "import lyc_fx\n"
         "from lyc_fx_example.lora_xs import LoraXS\n"
-        "from lyc_fx.families import FAMILIES, families\n"
+        "from lyc_fx.algorithms import FAMILIES, families\n"
         f"assert {not asks} or families() == FAMILIES\n"
         "Family = lyc_fx.register(LoraXS)\n"
         f"assert {not asks} or families() == (*FAMILIES, Family)\n"
@@ -103,7 +103,7 @@ def test_a_module_may_register_what_its_entry_point_names(asks: bool, tmp_path: 
     write_metadata(tmp_path, "eager", {"lyc_fx.algorithms": {"first": "eager:Family"}})
     code = (
         f"{'' if asks else 'import eager'}\n"
-        "from lyc_fx.families import FAMILIES, families\n"
+        "from lyc_fx.algorithms import FAMILIES, families\n"
         "for _ in range(2): assert [f.name for f in families()[len(FAMILIES):]] == ['lora-xs']\n"
     )
     done = python(tmp_path, "-W", "error::UserWarning", "-c", code)

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import lyc_fx
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.shaped import Additive, layouts_of
 from lyc_fx.algebra import Low, Structure
+from lyc_fx.algorithms import FAMILIES, families, random_adapter
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import Unsupported, WrongArgument
 from lyc_fx.extensions import Table
-from lyc_fx.families import FAMILIES, Adapter, Additive, families, layouts_of, random_adapter
-from lyc_fx.families.locon import LoCon
 from lyc_fx.formats import FORMATS, Format, formats, writer
-from lyc_fx.layers.linear import Linear
+from lyc_fx.graph.layers.linear import Linear
 from lyc_fx.naming import Names
 from lyc_fx.naming.names import SCHEMES, schemes
 from lyc_fx.naming.scheme import Scheme, rule
@@ -168,7 +170,7 @@ def test_what_is_abstract_or_no_dataclass_or_something_else_is_refused() -> None
 
 
 def test_our_own_families_declare_what_is_asked_of_others() -> None:
-    from lyc_fx.families import declared
+    from lyc_fx.algorithms import declared
 
     wanted = {"ia3": ["on_input may be absent, but the field has no default"]}
     for family in FAMILIES:

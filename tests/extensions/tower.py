@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.convert import convert
+from lyc_fx.conversion import convert
 from lyc_fx.formats import writer
 
 assert "lyc_fx_example" not in sys.modules

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lyc_fx
-from lyc_fx.folding import ahead, run
+from lyc_fx.checkpoint import ahead, run
 
 needs_advice = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
 

@@ -7,11 +7,13 @@ import torch
 from nets import VARIANTS, Variant, random_for, variant_id
 from torch import Tensor
 
+from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.algebra import hadamard
-from lyc_fx.families import Adapter, Change, blocks, eager, merged
-from lyc_fx.families.blocks import largest_piece, on_rows, row_blocks
-from lyc_fx.families.eager import merged_rows
-from lyc_fx.families.rounding import Rounding
+from lyc_fx.algorithms import blocks, eager
+from lyc_fx.merging.blocks import largest_piece, on_rows, row_blocks
+from lyc_fx.merging.inplace import merged_rows
+from lyc_fx.merging.merged import Change, merged
+from lyc_fx.numerics.rounding import Rounding
 
 SHAPES = ((60, 26), (60, 6, 3, 3), (64, 21), (397,))
 WHOLE = {"tlora", "boft"}

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
-import lyc_fx.folding.fold
-from lyc_fx.adapters import AdapterSet, Entry
+import lyc_fx.checkpoint.fold
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms import blocks
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import BadAdapter, BadFile
-from lyc_fx.families import blocks
-from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.lycoris import Lycoris
 
 
@@ -169,7 +169,7 @@ def torchrun(ranks: int, *arguments: Path) -> "subprocess.CompletedProcess[str]"
 def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "wanted")
     seen: list[str] = []
-    original = lyc_fx.folding.fold.run_jobs  # type: ignore[attr-defined]
+    original = lyc_fx.checkpoint.fold.run_jobs  # type: ignore[attr-defined]
 
     def failing(source: Path, *arguments: object, **options: object) -> object:
         seen.append(source.name)
@@ -177,7 +177,7 @@ def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Pat
             raise KeyboardInterrupt
         return original(source, *arguments, **options)
 
-    monkeypatch.setattr(lyc_fx.folding.fold, "run_jobs", failing)
+    monkeypatch.setattr(lyc_fx.checkpoint.fold, "run_jobs", failing)
     with pytest.raises(KeyboardInterrupt):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
     assert not (tmp_path / "out").exists()

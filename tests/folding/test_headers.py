@@ -5,8 +5,8 @@ from io import BytesIO
 import torch
 from safetensors.torch import load
 
-from lyc_fx.files import write_safetensors
-from lyc_fx.folding.header import Stored, lay_out
+from lyc_fx.storage.files import write_safetensors
+from lyc_fx.storage.header import Stored, lay_out
 
 TENSORS = {
     "é.weight": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),

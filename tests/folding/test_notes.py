@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.binding import Binding
-from lyc_fx.families.locon import LoCon
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.binding.bind import Binding
 
 NAMES = [f"layer{number}" for number in range(8)]
 
@@ -22,7 +22,7 @@ def test_notes_are_in_the_order_of_the_weights(tmp_path: Path, monkeypatch: pyte
         return [f"{target}: doubtful", f"{target}: very doubtful"]
 
     monkeypatch.setattr(Binding, "doubts", doubts)
-    monkeypatch.setattr("lyc_fx.folding.run.thread_count", lambda: 4)
+    monkeypatch.setattr("lyc_fx.checkpoint.run.thread_count", lambda: 4)
     adapters = {}
     for name in NAMES:
         adapter = random_for((LoCon, LoCon.layouts[0]), (5, 4))

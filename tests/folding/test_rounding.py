@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lyc_fx.families.finite import all_finite, finite
-from lyc_fx.families.rounding import Stochastic, nearest, round_into
-from lyc_fx.families.widen import widened
+from lyc_fx.numerics.finite import all_finite, finite
+from lyc_fx.numerics.rounding import Stochastic, nearest, round_into
+from lyc_fx.numerics.widen import widened
 
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float32)
 

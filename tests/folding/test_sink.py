@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lyc_fx.folding import sink
-from lyc_fx.folding.direct import DirectFile
-from lyc_fx.folding.sink import Sink
+from lyc_fx.checkpoint import sink
+from lyc_fx.checkpoint.direct import DirectFile
+from lyc_fx.checkpoint.sink import Sink
 
 CHUNK = 4096
 SIZE = 20 * CHUNK + 123

@@ -16,8 +16,8 @@ import windows
 from safetensors.torch import save_file
 
 import lyc_fx
-from lyc_fx import system
 from lyc_fx.errors import BadFile
+from lyc_fx.storage import system
 
 
 @pytest.fixture

@@ -13,17 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.boft import BOFT
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.glora import GLoRA
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
+from lyc_fx.algorithms.norm import Norm
+from lyc_fx.algorithms.oft import DiagOFT
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Adapter
-from lyc_fx.families.boft import BOFT
-from lyc_fx.families.full import Full
-from lyc_fx.families.glora import GLoRA
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
-from lyc_fx.families.norm import Norm
-from lyc_fx.families.oft import DiagOFT
 from lyc_fx.formats.comfyui import Comfyui
 
 SHAPES = ((20, 6), (15, 6, 3, 2), (10, 7, 5), (6, 4, 1, 3, 2), (14, 6, 1, 1), (9,))

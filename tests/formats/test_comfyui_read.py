@@ -6,7 +6,7 @@ from layouts import random
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.comfyui import Comfyui
 

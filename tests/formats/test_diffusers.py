@@ -8,9 +8,9 @@ from nets import one, random_for
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.lokr import LoKr
 from lyc_fx.formats.diffusers import Diffusers
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.families.oft import DiagOFT
+from lyc_fx.algorithms.oft import DiagOFT
 
 
 def rotated(blocks: Tensor, alpha: float, weight: Tensor, strength: float) -> Tensor:

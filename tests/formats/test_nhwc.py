@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
 from lyc_fx.formats.nhwc import Nhwc
 
 SHAPES = ((20, 6), (15, 6, 3, 2), (10, 7, 5), (9, 4, 1, 3, 2), (15, 6, 1, 1), (9,))

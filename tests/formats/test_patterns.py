@@ -8,8 +8,8 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.formats.patterns import matches, means
-from lyc_fx.formats.texts import shown
+from lyc_fx.formats.reading.patterns import matches, means
+from lyc_fx.formats.reading.texts import shown
 
 ATOMS = (
     "a", "b", "c", "1", "-", "_", ".", r"\.", "[ab]", "[^a]", "[]a]", "[{1}]", r"\d", r"\w", r"\x61", r"\141", "\n",

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats import AssumedScale
-from lyc_fx.report import NothingChanged
 
 UP, DOWN = torch.linspace(-1, 1, 16).reshape(8, 2), torch.linspace(-2, 1, 12).reshape(2, 6)
 

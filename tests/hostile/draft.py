@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lyc_fx.files import STORED
+from lyc_fx.storage.files import STORED
 
 CODES = {dtype: code for code, dtype in STORED.items()}
 

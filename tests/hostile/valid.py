@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hostile.draft import Draft, drafted
+from lyc_fx.algorithms import FAMILIES, random_adapter
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import FAMILIES, random_adapter
 
 _LORA = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
 _DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.algebra.tensors import matrix
-from lyc_fx.families.locon import LoCon
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.naming import Dialect, Names
 
 pytest.importorskip("diffusers")

@@ -119,7 +119,7 @@ def test_the_permutations_of_several_stages_are_peft_s() -> None:
     """PEFT sets them up with its CUDA extension alone; the indices are computed without."""
     from peft.tuners.boft.layer import BOFTLayer
 
-    from lyc_fx.families.boft_input import InputBOFT
+    from lyc_fx.algorithms.boft_input import InputBOFT
 
     stages, count, size = 3, 4, 6
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_the_permutations_of_several_stages_are_peft_s() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_replacement_is_exact_at_strength_one(dtype: torch.dtype) -> None:
     """Also where the two are so far apart that V - W is not exact in float64."""
-    from lyc_fx.families.replace import Replace
+    from lyc_fx.algorithms.replace import Replace
 
     layer = nn.Linear(3, 5).to(dtype)
     nn.init.constant_(layer.weight, 3e30)

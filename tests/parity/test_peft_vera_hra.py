@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.algorithms.hra import HRA
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.vera import VeRA
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.families.hra import HRA
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.vera import VeRA
 from lyc_fx.formats import writer
 
 peft = pytest.importorskip("peft")

@@ -12,17 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms import random_adapter
+from lyc_fx.algorithms.boft_input import InputBOFT
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.glora import GLoRA
+from lyc_fx.algorithms.ia3 import IA3
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
+from lyc_fx.algorithms.oft_input import InputOFT
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Adapter, random_adapter
-from lyc_fx.families.boft_input import InputBOFT
-from lyc_fx.families.full import Full
-from lyc_fx.families.glora import GLoRA
-from lyc_fx.families.ia3 import IA3
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
-from lyc_fx.families.oft_input import InputOFT
 from lyc_fx.formats.peft import Peft
 
 peft = pytest.importorskip("peft")

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lyc_fx import pipeline
+from lyc_fx.graph import pipeline
+from lyc_fx.graph.program import history
+from lyc_fx.graph.rewrite import EMITTED
+from lyc_fx.graph.show import show
 from lyc_fx.passes.canonicalize import Canonicalize
-from lyc_fx.program import history
-from lyc_fx.rewrite import EMITTED
-from lyc_fx.show import show
 
 Formula = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ from nets import Case
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.families import Adapter
+from lyc_fx.adapters.adapter import Adapter
 
 
 def text(program: GraphModule) -> str:

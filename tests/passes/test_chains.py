@@ -11,11 +11,12 @@ from nets import CASES, Case
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.shaped import Additive, layouts_of
 from lyc_fx.algebra import Low, Structure
+from lyc_fx.algebra.shapes import Shape
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import Adapter, Additive, Shape
-from lyc_fx.families.shaped import layouts_of
-from lyc_fx.layers import sites
+from lyc_fx.graph.layers import sites
 
 NORM = next(c for c in CASES if c.name == "layer-norm")
 POINT = next(c for c in CASES if c.name == "conv2d-1x1")

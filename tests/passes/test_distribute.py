@@ -11,10 +11,12 @@ from nets import VARIANTS, Case, Variant, certain, many, one, pairs, random_for,
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet
-from lyc_fx.families import FAMILIES, Adapter, Additive
-from lyc_fx.layers import sites
-from lyc_fx.plan import Plan
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet
+from lyc_fx.adapters.shaped import Additive
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.graph.layers import sites
+from lyc_fx.graph.plan import Plan
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 

@@ -7,8 +7,9 @@ from oracle import delta
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.families import FAMILIES, Adapter
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 LINEAR = CASES[0]

@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import lyc_fx
 from lyc_fx.errors import CaptureError, InvalidGraph, WrongArgument
-from lyc_fx.rewrite import Emit
+from lyc_fx.graph.rewrite import Emit
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.families import Adapter
+from lyc_fx.adapters.adapter import Adapter
 
 
 class Uses(nn.Module):

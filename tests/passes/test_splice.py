@@ -8,9 +8,10 @@ from oracle import delta
 from torch import Tensor, nn
 
 import lyc_fx
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter, InvalidGraph
-from lyc_fx.families import FAMILIES, Adapter
-from lyc_fx.report import NothingChanged
 
 LOCON = next(f for f in FAMILIES if f.name == "locon")
 LINEAR = CASES[0]

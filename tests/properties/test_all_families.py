@@ -11,7 +11,8 @@ from strategies import Layer, layers_for
 from torch.fx import GraphModule
 
 import lyc_fx
-from lyc_fx.families import Adapter, Additive
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.shaped import Additive
 
 pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # strength 0 is among what is tried
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import BadAdapter
-from lyc_fx.families import Adapter
-from lyc_fx.families.full import Full
-from lyc_fx.families.locon import LoCon
 
 STRENGTH = 0.7
 NAMES = ("q_proj", "k_proj", "v_proj")

@@ -5,7 +5,7 @@ import torch
 from nets import CASES, one, random_for
 
 import lyc_fx
-from lyc_fx.families.locon import LoCon as LOCON
+from lyc_fx.algorithms.locon import LoCon as LOCON
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

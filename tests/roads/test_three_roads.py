@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lyc_fx
-from lyc_fx.families import FAMILIES, Change, merged
-from lyc_fx.families.rounding import cast
+from lyc_fx.algorithms import FAMILIES
+from lyc_fx.merging.merged import Change, merged
+from lyc_fx.numerics.rounding import cast
 
 STRENGTH = 0.7
 LOW = (torch.float32, torch.bfloat16, torch.float16)

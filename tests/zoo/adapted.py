@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers.pytorch_utils import Conv1D
 
-from lyc_fx.adapters import AdapterSet, Entry
-from lyc_fx.capture.outputs import register
-from lyc_fx.families import random_adapter
-from lyc_fx.families.locon import LoCon
-from lyc_fx.families.loha import LoHa
-from lyc_fx.families.lokr import LoKr
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms import random_adapter
+from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.algorithms.loha import LoHa
+from lyc_fx.algorithms.lokr import LoKr
+from lyc_fx.graph.capture.outputs import register
 
 _FAMILIES = (
     (LoCon, frozenset({"up", "down"})),

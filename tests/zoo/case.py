@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lyc_fx.capture.dynamic import DynamicShapes
+from lyc_fx.graph.capture.dynamic import DynamicShapes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 
 import lyc_fx
-from lyc_fx.capture.outputs import register
 from lyc_fx.errors import CaptureError
+from lyc_fx.graph.capture.outputs import register
 from tests.zoo.adapted import called, pairs, tensors
 from tests.zoo.case import Case
 from tests.zoo.roads import SIZES, same

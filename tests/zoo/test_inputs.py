@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.capture import SpecializedDimension
 from lyc_fx.errors import CaptureError
+from lyc_fx.graph.capture import SpecializedDimension
 from tests.zoo.adapted import adapters_for, pairs
 
 

@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lyc_fx.adapters.shaped import Additive, layouts_of
 from lyc_fx.algebra import Low, Shape, Structure
 from lyc_fx.algebra.tensors import matrix
-from lyc_fx.families import Additive, layouts_of
-from lyc_fx.families.locon import LoCon
+from lyc_fx.algorithms.locon import LoCon
 
 
 @final

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import Unsupported
 from lyc_fx.formats import Contents, Format
 from lyc_fx.formats.format import Source

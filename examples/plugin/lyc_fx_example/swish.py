@@ -7,8 +7,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.pipeline import done
-from lyc_fx.rewrite import Bindings, Emit, Op, Rule, Var, rewrite
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.rewrite import Bindings, Emit, Op, Rule, Var, rewrite
 
 aten = torch.ops.aten
 

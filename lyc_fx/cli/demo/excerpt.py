@@ -2,8 +2,8 @@
 
 from torch.fx import GraphModule
 
-from lyc_fx.program import owner
-from lyc_fx.show import show
+from lyc_fx.graph.program import owner
+from lyc_fx.graph.show import show
 
 
 def excerpt(gm: GraphModule, layer: str) -> list[str]:

@@ -11,15 +11,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet
+from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.format import Contents, Format, Source
-from lyc_fx.formats.layouts import computable, lycoris_layouts, rank_of, with_trained_scale
 from lyc_fx.formats.peft import experts, ia3, rotations, vera
 from lyc_fx.formats.peft.keys import EMBEDDED, PREFIX, TOKENS, parse
 from lyc_fx.formats.peft.methods import refuse_unreadable
 from lyc_fx.formats.peft.write import contents
-from lyc_fx.formats.texts import real
+from lyc_fx.formats.reading.layouts import computable, lycoris_layouts, rank_of, with_trained_scale
+from lyc_fx.formats.reading.texts import real
 
 __all__ = ["Peft"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
 from lyc_fx.formats.format import Source
-from lyc_fx.formats.layouts import alpha_of, rank_of
-from lyc_fx.formats.patterns import matches, means
-from lyc_fx.formats.texts import real, shown, table
+from lyc_fx.formats.reading.layouts import alpha_of, rank_of
+from lyc_fx.formats.reading.patterns import matches, means
+from lyc_fx.formats.reading.texts import real, shown, table
 
 Shape = tuple[int, ...]
 _MOST = 4

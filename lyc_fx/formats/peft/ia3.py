@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.formats.layouts import computable
-from lyc_fx.formats.patterns import matches
-from lyc_fx.formats.texts import shown
+from lyc_fx.formats.reading.layouts import computable
+from lyc_fx.formats.reading.patterns import matches
+from lyc_fx.formats.reading.texts import shown
 
 
 def read(module: str, scale: Tensor, config: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.formats.texts import real
+from lyc_fx.formats.reading.texts import real
 
 PACKED = ("packed_R", "packed_embedding_R")
 _TERMS, _BOUND = 5, 6e-5

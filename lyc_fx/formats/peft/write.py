@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lyc_fx.adapters import AdapterSet, Entry
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+from lyc_fx.algorithms.replace import Replace
 from lyc_fx.errors import Unsupported, counted
-from lyc_fx.families.replace import Replace
 from lyc_fx.formats.format import Contents
 from lyc_fx.formats.peft.keys import PREFIX
 from lyc_fx.formats.peft.writers import WRITERS

@@ -7,8 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lyc_fx.families.gain import Gain
-from lyc_fx.families.ia3 import IA3
+from lyc_fx.algorithms.gain import Gain
+from lyc_fx.algorithms.ia3 import IA3
 from lyc_fx.formats.peft.writers.module import Module, Writer
 
 

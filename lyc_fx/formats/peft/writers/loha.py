@@ -5,7 +5,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lyc_fx.families.loha import LoHa
+from lyc_fx.algorithms.loha import LoHa
 from lyc_fx.formats.peft.writers.module import Module, Writer, ranks_and_alphas
 
 

@@ -6,8 +6,8 @@ from typing import Any, final
 
 from torch import Tensor
 
+from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.lokr import LoKr
 from lyc_fx.formats.peft.writers.module import Module, Writer, ranks_and_alphas
 
 

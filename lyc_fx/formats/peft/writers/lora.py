@@ -5,9 +5,9 @@ from typing import Any, final
 
 from torch import Tensor
 
+from lyc_fx.algorithms.full import Full
+from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.full import Full
-from lyc_fx.families.locon import LoCon
 from lyc_fx.formats.peft.writers.module import Module, Writer, ranks_and_alphas
 
 

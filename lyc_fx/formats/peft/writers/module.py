@@ -9,9 +9,9 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from lyc_fx.adapters import Entry
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.adapters.adapter_set import Entry
 from lyc_fx.errors import Unsupported
-from lyc_fx.families import Adapter
 
 
 @final

@@ -5,9 +5,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lyc_fx.families.boft_input import InputBOFT
-from lyc_fx.families.hra import HRA
-from lyc_fx.families.oft_input import InputOFT
+from lyc_fx.algorithms.boft_input import InputBOFT
+from lyc_fx.algorithms.hra import HRA
+from lyc_fx.algorithms.oft_input import InputOFT
 from lyc_fx.formats.peft.rotations import packed
 from lyc_fx.formats.peft.writers.module import Module, Writer, same
 

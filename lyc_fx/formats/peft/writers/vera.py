@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lyc_fx.algebra.tensors import matrix
+from lyc_fx.algorithms.vera import VeRA
 from lyc_fx.errors import Unsupported
-from lyc_fx.families.vera import VeRA
 from lyc_fx.formats.peft.vera import MATRICES, PREFIX, VECTORS
 from lyc_fx.formats.peft.writers.module import Module, Writer, same
 

@@ -1,0 +1,1 @@
+"""What an adapter is: its factors, what families share, and the set of adapters of a file."""

@@ -1,0 +1,1 @@
+"""Which adapter goes to which rows of which weight, and what finds none."""

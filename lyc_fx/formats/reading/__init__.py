@@ -1,0 +1,1 @@
+"""What the formats share: keys, factors, layouts and configurations."""

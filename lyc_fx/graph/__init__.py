@@ -1,0 +1,1 @@
+"""The graph road: capture, splice, lower, fold, export."""

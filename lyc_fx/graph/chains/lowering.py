@@ -1,0 +1,88 @@
+"""Chains put into a program, in the place of layers that read a merged weight."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from lyc_fx.graph.chains.choice import Choice
+from lyc_fx.graph.chains.formula import Chain
+from lyc_fx.graph.chains.reading import Reading
+from lyc_fx.graph.formulas import Formulas, inputs_of
+from lyc_fx.graph.program import fake_mode
+from lyc_fx.graph.rewrite import Emit, erase_unused
+from lyc_fx.graph.terms import MERGED, formula_of
+
+
+@final
+@dataclass(frozen=True)
+class Lowered:
+    """What was done at one layer."""
+
+    rules: tuple[str, ...]
+    """A name for each adapter that became a chain"""
+    kept: tuple[tuple[str, str], ...]
+    """A name and the reason for each that stays with the weight"""
+
+
+@final
+class Lowering:
+    """Of one program. What is alike in all but the sizes of activations is tried and traced once."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        self._gm, self._formulas = gm, Formulas(gm)
+        self._choices: dict[Hashable, tuple[Choice, tuple[str, ...]]] = {}
+        self._remainders: dict[tuple[Node, Choice], Node] = {}
+
+    def lower(self, reading: Reading) -> Lowered:
+        """Let the layer compute its adapters on activations, as far as there are chains."""
+        site, made = reading.site, reading.made
+        dtype = site.weight.meta["val"].dtype
+        chain = Chain(reading.call, made, reading.turned, dtype, rest=False)
+        inputs, tensors = reading.inputs, reading.tensors
+        x = inputs["x"].meta["val"]
+        alike = tuple(term.alike for term in made.terms)
+        whole = (
+            "bias" in inputs,
+            reading.base.meta["val"].dtype,
+            made.transposed,
+            made.sequential,
+            reading.turned,
+            dtype,
+        )
+        key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
+        if key not in self._choices:
+            self._choices[key] = self._chosen(chain, inputs | inputs_of(made.terms, tensors))
+        choice, names = self._choices[key]
+        rules = [f"{name} on {site.node.target}" for name in names]
+        chained = tuple(rules[position] for position in choice.chained)
+        kept = tuple((rule, why) for rule, why in zip(rules, choice.reasons, strict=True) if why is not None)
+        if chained:
+            if kept:
+                inputs["weight"] = self._remainder(reading, choice, tensors)
+            chain = choice.applied(chain)
+            emit = Emit(self._gm, at=site.node, like=site.node, by=" and ".join(dict.fromkeys(chained)))
+            inputs |= inputs_of(chain.made.terms, tensors)
+            result = self._formulas.inline(emit, chain, inputs, key)
+            site.node.replace_all_uses_with(result, propagate_meta=False)
+            erase_unused(self._gm, [site.node])
+        return Lowered(chained, kept)
+
+    def _chosen(self, chain: Chain, nodes: Mapping[str, Node]) -> tuple[Choice, tuple[str, ...]]:
+        values = {name: node.meta["val"] for name, node in nodes.items()}
+        with fake_mode(self._gm), torch.no_grad():
+            return Choice.of(chain, values), tuple(action.name for action in chain.actions(values))
+
+    def _remainder(self, reading: Reading, choice: Choice, tensors: Mapping[str, Node]) -> Node:
+        """The weight merged with the terms that stay, once for all layers that read it."""
+        key = reading.merged, choice
+        if key not in self._remainders:
+            kept = tuple(t for t, why in zip(reading.made.terms, choice.reasons, strict=True) if why is not None)
+            made = replace(reading.made, terms=kept)
+            emit = Emit(self._gm, at=reading.merged, like=reading.merged, by="splice")
+            node = self._formulas.merge(emit, reading.base, made, tensors)
+            node.meta[MERGED] = replace(made, formula=formula_of(node))
+            self._remainders[key] = node
+        return self._remainders[key]

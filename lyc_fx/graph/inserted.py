@@ -1,0 +1,76 @@
+"""Adapters put into a program: factors, strengths, and merged weights in the place of weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from lyc_fx.binding.bind import Binding, Bound
+from lyc_fx.binding.fitting import Weight
+from lyc_fx.graph.formulas import Formulas
+from lyc_fx.graph.program import BANK
+from lyc_fx.graph.rewrite import Emit
+from lyc_fx.graph.terms import MERGED, MergedWeight, Term, formula_of
+
+
+@final
+class Insertion:
+    """Of one binding, into one program."""
+
+    def __init__(self, gm: GraphModule, binding: Binding) -> None:
+        self._gm, self._binding, self._formulas = gm, binding, Formulas(gm)
+        self._order = {node: position for position, node in enumerate(gm.graph.nodes)}
+        self._first = next(iter(self._order))
+        self._strengths: dict[str, Node] = {}
+
+    def insert(self, name: str, described: Weight, nodes: Sequence[Node]) -> None:
+        """Let all that reads these nodes, which give the weight of this name, read the merged weight instead.
+
+        There are several where each call of a module under weight norm computes its weight anew: they share factors.
+        """
+        bound = self._binding.active(name)
+        device = nodes[0].meta["val"].device
+        terms = tuple(self._term(i, name, each, bound, device) for i, each in enumerate(bound))
+        made = MergedWeight(terms, described.transposed, self._binding.sequential)
+        factors = {
+            place: nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
+            for each, term in zip(bound, terms, strict=True)
+            for (field, place) in term.places.items()  # a copy: training the program must not change the adapter set
+            for factor in [each.adapter.factors()[field].to(device)]
+        }
+        found: dict[str, Node] = {}
+        for node in nodes:
+            reader = min(node.users, key=self._order.__getitem__)
+            # Early, it would hold every merged weight at once.
+            emit = Emit(self._gm, at=reader, like=reader, by="splice")
+            found |= {place: emit.tensor(place, factor) for place, factor in factors.items() if place not in found}
+            users = list(node.users)
+            result = self._formulas.merge(emit, node, made, self._strengths | found)
+            result.meta[MERGED] = replace(made, formula=formula_of(result))
+            for user in users:
+                user.replace_input_with(node, result)
+
+    def _term(self, i: int, name: str, bound: Bound, others: Sequence[Bound], device: torch.device) -> Term:
+        path = f"{BANK}.{bound.index}.{_path(name, bound, others)}"
+        places = {field: f"{path}.{field}" for field in bound.adapter.factors()}
+        return Term.of(i, bound.adapter, places, self._strength(bound, device), bound.factor, bound.rows)
+
+    def _strength(self, bound: Bound, device: torch.device) -> str:
+        """The buffer of an adapter set's strength, read at the top of the graph."""
+        name = f"{BANK}.{bound.index}.strength"
+        if name not in self._strengths:
+            emit = Emit(self._gm, at=self._first, like=self._first, by="splice")
+            buffer = torch.tensor(bound.strength, dtype=torch.float64, device=device)
+            self._strengths[name] = emit.tensor(name, buffer)
+        return name
+
+
+def _path(name: str, bound: Bound, others: Sequence[Bound]) -> str:
+    """Where an adapter's factors lie: below the weight's name, and what tells it from others of its set."""
+    same = [other for other in others if other.index == bound.index]
+    rows = "" if bound.rows is None else f".rows_{bound.rows[0]}_{bound.rows[1]}"
+    several = sum(other.rows == bound.rows for other in same) > 1
+    return f"{name}{rows}.{bound.adapter.name}" if several else f"{name}{rows}"

@@ -1,0 +1,107 @@
+"""What splice notes on the node of a merged weight: of which base, adapters and strengths it is made.
+
+Lowering reads this, and never guesses it from operators.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch.fx import Node
+
+from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.graph.rewrite import EMITTED, RESHAPES
+
+MERGED = "lyc_fx_merged"
+"""The key of `node.meta` under which a `MergedWeight` lies"""
+Rows = tuple[int, int]
+aten = torch.ops.aten
+_TIMES = (aten.mul.Tensor, aten.mul.Scalar)
+_NEUTRAL = (aten.to.dtype, aten.t.default, *RESHAPES)
+
+
+@final
+@dataclass(frozen=True)
+class Term:
+    """One adapter of a merged weight."""
+
+    position: int
+    """Among those of the weight"""
+    adapter: Adapter
+    """Its factors are without values"""
+    places: Mapping[str, str]
+    """The name under which the program holds each factor, by its field"""
+    strength: str
+    """The name of the buffer of its set's strength"""
+    share: float = 1.0
+    """What that is multiplied by here"""
+    rows: Rows | None = None
+    """Of the weight in the adapters' layout, which it changes; None: all"""
+
+    @classmethod
+    def of(
+        cls, position: int, adapter: Adapter, places: Mapping[str, str], strength: str, share: float, rows: Rows | None
+    ) -> Self:
+        """Of an adapter with its factors."""
+        empty = {name: torch.empty_like(factor, device="meta") for name, factor in adapter.factors().items()}
+        return cls(position, adapter.with_factors(empty), places, strength, share, rows)
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of all tensors that it is made of."""
+        yield self.strength
+        yield from self.places.values()
+
+    @property
+    def alike(self) -> Hashable:
+        """What is the same for terms with the same formula."""
+        return self.position, self.rows, self.share, self.adapter.structure()
+
+
+@final
+@dataclass(frozen=True)
+class MergedWeight:
+    """The terms of one merged weight, in the order in which they are applied."""
+
+    terms: tuple[Term, ...]
+    transposed: bool
+    """Whether the weight is stored `(in, out)`, and the adapters are for `(out, in)`"""
+    sequential: bool
+    """Whether each adapter is applied to what the ones before it left; else all relative to the base"""
+    formula: tuple[str, ...] = ()
+    """`formula_of` the node when it was made"""
+
+
+def formula_of(merged: Node) -> tuple[str, ...]:
+    """The operators of a merged weight's formula, in any order: what tells that none was added, removed or changed.
+
+    Without those that canonicalize and narrow may take away, which mean nothing.
+    """
+    nodes = [node for node in _formula(merged) if not _means_nothing(node)]
+    return tuple(sorted(str((node.target, [a for a in node.args if not isinstance(a, Node)])) for node in nodes))
+
+
+def base_of(merged: Node) -> Node | None:
+    """The node that gives the weight which a merged one is made of: all else in its formula splice has inserted.
+
+    None where that is no longer one node.
+    """
+    inputs = {source for node in _formula(merged) for source in node.all_input_nodes}
+    bases = [source for source in inputs if not source.meta.get(EMITTED)]
+    return bases[0] if len(bases) == 1 else None
+
+
+def _formula(merged: Node) -> list[Node]:
+    """All nodes that splice has inserted for it."""
+    found = {merged: None}
+    pending = [merged]
+    while pending:
+        near = [n for n in pending.pop().all_input_nodes if n.meta.get(EMITTED) and n not in found]
+        found |= dict.fromkeys(near)
+        pending += near
+    return list(found)
+
+
+def _means_nothing(node: Node) -> bool:
+    return node.target in _NEUTRAL or (node.target in _TIMES and 1 in node.args[1:])

@@ -1,0 +1,1 @@
+"""What a file would do to a model, without doing it."""

@@ -1,0 +1,112 @@
+"""What a merge did to a weight: how much it changed, and what is no finite number before or after."""
+
+import sys
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from lyc_fx.errors import BadAdapter
+from lyc_fx.numerics.finite import all_finite, finite
+
+_SAMPLE = 4096
+"""Elements of a block from which its change is estimated: all of them would cost as much as a merge at a low rank"""
+_LEAST = sys.float_info.min
+"""The figure of a change that is none in real numbers, such as of 0 to -0"""
+
+
+@final
+@dataclass(frozen=True)
+class Effect:
+    """Of some rows of a weight; those of all rows are added up."""
+
+    lost: int = 0
+    """Finite values that are beyond the range of the dtype after the merge"""
+    nonfinite: int = 0
+    """Values of the base that are infinite or NaN (counted where the merged rows have some)"""
+    changed: bool = False
+    """Whether any value is another one in the dtype in which it is stored"""
+    delta: float = 0.0
+    """Σ (W' - W)² over a sample of the elements"""
+    base: float = 0.0
+    """Σ W² over the same"""
+
+    def __add__(self, other: Self) -> Self:
+        return replace(
+            self,
+            lost=self.lost + other.lost,
+            nonfinite=self.nonfinite + other.nonfinite,
+            changed=self.changed or other.changed,
+            delta=self.delta + other.delta,
+            base=self.base + other.base,
+        )
+
+    @property
+    def relative(self) -> float:
+        """‖W' - W‖ / ‖W‖, by the sample; infinite where that of W is zero, and 0 only where nothing changed."""
+        if not self.changed:
+            return 0.0
+        return (self.delta / self.base) ** 0.5 or _LEAST if self.base else float("inf")
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor) -> Self:
+        """Of rows as they were and as they are, in the dtypes in which they are stored."""
+        lost = nonfinite = 0
+        if not all_finite(after):
+            known = finite(before)
+            lost, nonfinite = int((known & ~finite(after)).sum()), int((~known).sum())
+        old, new = _sample(before), _sample(after)
+        delta = _square(new - old)
+        changed = delta > 0 or not _same(before.to(after.dtype), after)
+        if changed and not delta:  # the sample does not show it
+            delta = _square(_differences(before, after)) * old.numel() / before.numel()
+        return cls(lost, nonfinite, changed, delta, _square(old))
+
+    def refuse(self, name: str, dtype: torch.dtype, count: int, *, allow_nonfinite: bool = False) -> None:
+        """Raise BadAdapter for a weight of `count` values that overflowed, or that was not finite before."""
+        if self.nonfinite and not allow_nonfinite:
+            raise BadAdapter(
+                f"{name}: {self.nonfinite} of {count} values of the base are NaN or infinite, so that the merged ones "
+                "are as well: is the checkpoint broken? allow_nonfinite=True (command line: --allow-nonfinite) merges "
+                "it all the same"
+            )
+        if self.lost:
+            raise BadAdapter(
+                f"{name}: {self.lost} of {count} values of the merged weight are beyond the range of {dtype}, "
+                f"±{torch.finfo(dtype).max:g}: lower the strength, or merge into a base of a wider dtype"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are the same, NaN included."""
+    if one.dtype.itemsize == 1 and one.dtype.is_floating_point:  # float8 cannot be compared
+        return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    if torch.equal(one, other):
+        return True
+    broken = one.isnan()
+    if not bool(broken.any()) or not torch.equal(broken, other.isnan()):
+        return False
+    return torch.equal(one.masked_fill(broken, 0), other.masked_fill(broken, 0))
+
+
+def _square(values: Tensor) -> float:
+    """The sum of the squares, of those that are finite."""
+    return float(values.square().nan_to_num(0.0, 0.0, 0.0).sum())
+
+
+def _differences(before: Tensor, after: Tensor) -> Tensor:
+    """The differences that are not zero, in float64."""
+    old, new = (rows.float() if rows.dtype.itemsize == 1 else rows for rows in (before, after))
+    where = old != new
+    return new[where].double() - old[where].double()
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """Some elements in float64, spread over rows and columns."""
+    if rows.dim():
+        rows = rows[:: max(1, rows.shape[0] * min(prod(rows.shape[1:]), 64) // _SAMPLE)]
+    if rows.dim() > 1:
+        rows = rows[:, :: max(1, rows.numel() // _SAMPLE)]
+    return (rows.float() if rows.dtype.itemsize == 1 else rows).double()

@@ -1,0 +1,1 @@
+"""The live road: adapters merged into a model in memory, and swapped."""

@@ -1,0 +1,1 @@
+"""Numbers: rounding once and correctly, wider dtypes, what is finite."""
