@@ -3,6 +3,6 @@
 from typing import Literal
 
 Convention = Literal["interpolate", "lycoris"]
-"""What strengths between 0 and 1 mean for DoRA and rescaled OFT (`lyc_fx.algorithms.Convention`)"""
+"""What strengths between 0 and 1 mean for DoRA and rescaled OFT (docs/strength.md)"""
 Rounding = Literal["nearest", "stochastic"]
 """How the results of a fold are rounded"""

@@ -15,7 +15,7 @@ from lyc_fx.naming.names import TABLE as NAMES
 T = TypeVar("T")
 
 TABLES: dict[str, Table[Any]] = {
-    "an algorithm (a subclass of lyc_fx.algorithms.Adapter)": FAMILIES,
+    "an algorithm (a subclass of lyc_fx.adapters.adapter.Adapter)": FAMILIES,
     "a format (lyc_fx.formats.Format)": FORMATS,
     "a layer kind (lyc_fx.graph.layers.LayerKind)": LAYERS,
     "a pass (torch.fx.passes.infra.pass_base.PassBase)": PASSES,

@@ -14,9 +14,9 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.graph.chains import Lowering, Reading
-from lyc_fx.graph.layers import REPEATS, sites, transpose_of, weight_of
+from lyc_fx.graph.layers import sites, transpose_of
 from lyc_fx.graph.pipeline import done
-from lyc_fx.graph.program import BANK
+from lyc_fx.graph.readers import cone, only_layers_read, read_as_weight, reads_bank
 from lyc_fx.graph.rewrite import EMITTED
 from lyc_fx.graph.steps import Missed
 
@@ -44,38 +44,6 @@ class Distribute(PassBase):
         return done(gm, "distribute", fired.total(), (*missed, *elsewhere), fired)
 
 
-def reads_bank(node: Node) -> bool:
-    """Whether a weight depends on a spliced adapter."""
-    return any(n.op == "get_attr" and str(n.target).startswith(f"{BANK}.") for n in _cone(node))
-
-
-def only_layers_read(weight: Node) -> bool:
-    """Whether a merged weight goes nowhere but to layers of the table: else it is made at each call all the same."""
-    sources = [weight]
-    while (source := transpose_of(sources[-1])) is not None:
-        sources.append(source)
-    return all(_as_weight(source, user) for source in sources for user in source.users)
-
-
-def _as_weight(source: Node, user: Node) -> bool:
-    if transpose_of(user) is source:
-        return all(_as_weight(user, each) for each in user.users)
-    if user.meta.get(EMITTED):  # another layer's formula
-        return True
-    if user.target in REPEATS:
-        return all(_as_weight(source, each) for each in user.users)
-    return weight_of(user) is source
-
-
-def _cone(node: Node) -> Iterator[Node]:
-    seen, pending = {node}, [node]
-    while pending:
-        current = pending.pop()
-        yield current
-        pending += [i for i in current.all_input_nodes if i not in seen]
-        seen.update(current.all_input_nodes)
-
-
 def _merged(node: Node) -> Node:
     """A node behind transposes."""
     while (source := transpose_of(node)) is not None:
@@ -89,8 +57,8 @@ def _elsewhere(gm: GraphModule) -> Iterator[Missed]:
         if node.op != "call_function" or node.meta.get(EMITTED) or transpose_of(node) is not None:
             continue
         for source in node.all_input_nodes:
-            if _as_weight(source, node) or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
+            if read_as_weight(source, node) or not _merged(source).meta.get(EMITTED) or not reads_bank(source):
                 continue
-            if all(n.op != "placeholder" for n in _cone(source)):
+            if all(n.op != "placeholder" for n in cone(source)):
                 reason = f"{node.target} does not read {source.name} as the weight of a layer with chains"
                 yield Missed("", node.name, reason)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -12,13 +12,12 @@ from torch import Tensor
 from lyc_fx.adapters.numbers import number, unusable
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.shapes import Shape
+from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter
 
 if TYPE_CHECKING:
     from lyc_fx.algorithms.locon import LoCon
 
-Convention = Literal["interpolate", "lycoris"]
-"""What a strength between 0 and 1 means to families that are not linear in it: see `docs/strength.md`"""
 Strength = float | Tensor
 """The user's multiplier: a Python number, or a 0-dim tensor where a program may change it later."""
 

@@ -12,8 +12,9 @@ from typing import Self, final
 
 import torch
 
-from lyc_fx.adapters.adapter import Adapter, Convention
+from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.renaming import check_table, rename_all
+from lyc_fx.choices import Convention
 
 NamePattern = str | re.Pattern[str]
 

@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any, final, get_args
 
-from lyc_fx.adapters.adapter import Convention
 from lyc_fx.adapters.adapter_set import AdapterSet
 from lyc_fx.binding.chosen import Adapters, Blocks, chosen
+from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter
 
 __all__ = ["Adapters", "Blocks", "Part", "Stack", "stacked"]

@@ -7,7 +7,6 @@ from typing import get_args
 
 import torch
 
-from lyc_fx.adapters.adapter import Convention
 from lyc_fx.binding.bind import bind
 from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.binding.report import Report
@@ -25,7 +24,7 @@ from lyc_fx.checkpoint.run import Progress
 from lyc_fx.checkpoint.scaled import refuse_conversion
 from lyc_fx.checkpoint.ties import find_ties, with_aliases, with_tied_names
 from lyc_fx.checkpoint.weight_norm import refuse_double_targets
-from lyc_fx.choices import Rounding
+from lyc_fx.choices import Convention, Rounding
 from lyc_fx.errors import BadAdapter, LycFxError, NotApplicable, Unsupported
 from lyc_fx.merging.effect import Effect
 from lyc_fx.storage.files import path_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import lyc_fx
-from lyc_fx.adapters.adapter import Convention
 from lyc_fx.binding.stack import Stack
+from lyc_fx.choices import Convention
 from lyc_fx.storage.outputs import FOLD
 
 

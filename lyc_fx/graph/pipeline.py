@@ -17,8 +17,8 @@ from lyc_fx.graph.verify import Snapshot, verify
 def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
     """Apply passes in order to a copy of a program, and return the copy.
 
-    With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.graph.validation`). Raises
-    InvalidGraph, naming the pass that broke the program, and WrongArgument for anything but a captured program.
+    With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.graph.validation`).
+    Raises InvalidGraph, naming the pass that broke the program, and WrongArgument for anything but a captured program.
     """
     with without_autocast():
         return _run(captured(gm), passes, check)

@@ -10,7 +10,7 @@ from typing import Self, final
 from torch.fx import GraphModule
 
 from lyc_fx.graph.layers import sites
-from lyc_fx.passes.distribute import reads_bank
+from lyc_fx.graph.readers import reads_bank
 
 
 @final

@@ -1,6 +1,7 @@
 """Propagating fake values: what an operator returns for the fake values of its arguments.
 
-This takes most of the time of a rewrite. So nodes with a propagated value are marked, and `lyc_fx.graph.verify` skips them.
+This takes most of the time of a rewrite. So nodes with a propagated value are marked, and
+`lyc_fx.graph.verify` skips them.
 """
 
 from contextlib import nullcontext

@@ -1,7 +1,7 @@
 """Translation validation: checking on random inputs that a program computes the same before and after a pass.
 
-`lyc_fx.graph.verify` proves shapes and dtypes; here the numbers are compared, at the sizes of the capture and, if sizes are
-dynamic, at other sizes too.
+`lyc_fx.graph.verify` proves shapes and dtypes; here the numbers are compared, at the sizes of the capture and, if sizes
+are dynamic, at other sizes too.
 """
 
 from collections.abc import Sequence

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
 
-from lyc_fx.adapters.adapter import Convention
 from lyc_fx.binding.report import NothingChanged, Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
+from lyc_fx.choices import Convention
 from lyc_fx.errors import WrongArgument
 from lyc_fx.graph import pipeline
 from lyc_fx.graph.further import further

@@ -21,9 +21,9 @@ Like = nn.Module | str | os.PathLike[str] | Shapes
 def shapes_of(model: Like) -> dict[str, tuple[int, ...]]:
     """Return logical shapes `(out, in/groups, *kernel)` by parameter name, of a model, a file, or a folder.
 
-    In a file, a weight counts as stored `(in, out)` if its bias shows it (`lyc_fx.binding.orientation`). A folder may hold one
-    model (shards) or a pipeline, whose parameter names start with the component's name. Only the headers of files are
-    read. Raises BadFile.
+    In a file, a weight counts as stored `(in, out)` if its bias shows it (`lyc_fx.binding.orientation`). A folder may
+    hold one model (shards) or a pipeline, whose parameter names start with the component's name. Only the headers of
+    files are read. Raises BadFile.
     """
     if isinstance(model, Mapping):
         return dict(model)

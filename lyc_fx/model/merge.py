@@ -7,18 +7,18 @@ from functools import partial
 import torch
 from torch import nn
 
-from lyc_fx.adapters.adapter import Convention
 from lyc_fx.base.foreign import find_scripted, flattening_reason, foreign_reason, offload_reason, shapeless_reason
-from lyc_fx.base.whole import Pipeline, as_module
 from lyc_fx.binding.bind import Binding, bind
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.binding.twins import twins
+from lyc_fx.choices import Convention
 from lyc_fx.errors import Unsupported
 from lyc_fx.graph.program import module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
 from lyc_fx.model.weight_handles import WeightHandle, find_weights
+from lyc_fx.model.whole import Pipeline, as_module
 from lyc_fx.naming.disk import names_on_disk
 
 

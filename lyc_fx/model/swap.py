@@ -9,11 +9,10 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from lyc_fx.adapters.adapter import Convention
-from lyc_fx.base.whole import Pipeline, as_module
 from lyc_fx.binding.bind import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
+from lyc_fx.choices import Convention
 from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import Scheduler, threaded_scheduler
 from lyc_fx.merging.effect import Effect
@@ -21,6 +20,7 @@ from lyc_fx.model.merge import bind_model
 from lyc_fx.model.stores import Store, make_store
 from lyc_fx.model.undo import overwrite, save_for_undo
 from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.whole import Pipeline, as_module
 
 
 def live(model: nn.Module | Pipeline, keep: str | os.PathLike[str] = "memory") -> "Live":

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lyc_fx.errors import BadFile
-from lyc_fx.formats.reading.mistaken import said_of_content, said_of_missing
+from lyc_fx.storage.mistaken import said_of_content, said_of_missing
 
 _MOST_DIMENSIONS = 64
 """Of a tensor of torch"""

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from lyc_fx import choices
-from lyc_fx.adapters import adapter as families
 from lyc_fx.cli.arguments import DType
 from lyc_fx.cli.demo.data import Name
 from lyc_fx.naming import Target
 
 OPTIONS = {
-    ("fold", "--convention"): get_args(families.Convention),
+    ("fold", "--convention"): get_args(choices.Convention),
     ("fold", "--rounding"): get_args(choices.Rounding),
     ("fold", "--dtype"): get_args(DType),
     ("convert", "--to"): tuple(target.value for target in Target),
@@ -32,5 +31,5 @@ def test_the_help_and_the_error_list_the_choices(command: str, option: str, lyc)
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert get_args(choices.Convention) == get_args(families.Convention)
+    assert get_args(choices.Convention) == get_args(choices.Convention)
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in get_args(DType))

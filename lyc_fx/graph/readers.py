@@ -1,0 +1,43 @@
+"""What depends on spliced adapters, and who reads a merged weight."""
+
+from collections.abc import Iterator
+
+from torch.fx import Node
+
+from lyc_fx.graph.layers import REPEATS, transpose_of, weight_of
+from lyc_fx.graph.program import BANK
+from lyc_fx.graph.rewrite import EMITTED
+
+
+def reads_bank(node: Node) -> bool:
+    """Whether a weight depends on a spliced adapter."""
+    return any(n.op == "get_attr" and str(n.target).startswith(f"{BANK}.") for n in cone(node))
+
+
+def only_layers_read(weight: Node) -> bool:
+    """Whether a merged weight goes nowhere but to layers of the table: else it is made at each call all the same."""
+    sources = [weight]
+    while (source := transpose_of(sources[-1])) is not None:
+        sources.append(source)
+    return all(read_as_weight(source, user) for source in sources for user in source.users)
+
+
+def read_as_weight(source: Node, user: Node) -> bool:
+    """Whether a node reads another as the weight of a layer, perhaps through transposes and copies."""
+    if transpose_of(user) is source:
+        return all(read_as_weight(user, each) for each in user.users)
+    if user.meta.get(EMITTED):  # another layer's formula
+        return True
+    if user.target in REPEATS:
+        return all(read_as_weight(source, each) for each in user.users)
+    return weight_of(user) is source
+
+
+def cone(node: Node) -> Iterator[Node]:
+    """A node and all that it is computed from."""
+    seen, pending = {node}, [node]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending += [i for i in current.all_input_nodes if i not in seen]
+        seen.update(current.all_input_nodes)
