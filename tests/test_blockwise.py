@@ -10,7 +10,7 @@ import torch
 from nets import VARIANTS, Variant, certain, pairs, random_for, variant_id
 from torch import Tensor
 
-from lyc_fx.algorithms import blocks
+from lyc_fx.merging import blocks
 from lyc_fx.merging.blockwise import Scheduler, block_merger, run_serially, threaded_scheduler
 from lyc_fx.merging.effect import Effect
 from lyc_fx.merging.merged import Change, merged

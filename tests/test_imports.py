@@ -25,13 +25,13 @@ MAY: dict[str, set[str]] = {
     "merging": {"adapters", "algebra", "errors", "numerics"},
     "formats": {"adapters", "algebra", "algorithms", "errors", "extensions", "storage"},
     "base": {"errors", "naming"},
-    "binding": {"adapters", "algorithms", "base", "errors", "formats", "merging", "naming"},
+    "binding": {"adapters", "algorithms", "base", "choices", "errors", "formats", "merging", "naming"},
     "graph": {
         "adapters", "algebra", "base", "binding", "errors", "extensions", "merging", "naming", "numerics", "storage"
     },
     "passes": {"algebra", "binding", "errors", "graph", "merging", "numerics"},
-    "verbs": {"adapters", "binding", "errors", "graph", "passes"},
-    "model": {"adapters", "base", "binding", "errors", "graph", "merging", "naming", "storage"},
+    "verbs": {"binding", "choices", "errors", "graph", "passes"},
+    "model": {"adapters", "base", "binding", "choices", "errors", "graph", "merging", "naming", "storage"},
     "checkpoint": {
         "adapters", "algorithms", "binding", "choices", "errors", "graph", "merging", "naming", "numerics", "storage"
     },

@@ -20,7 +20,9 @@ from lyc_fx.algorithms.tlora import TLoRA
 from lyc_fx.binding.stack import Adapters, Blocks
 from lyc_fx.errors import BadAdapter
 
-pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # strength 0 is among what is tried
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lyc_fx.binding.report.NothingChanged"
+)  # strength 0 is among what is tried
 
 CONV: Case = next(case for case in CASES if case.name == "conv2d-even")
 LINE: Case = next(case for case in CASES if case.name == "conv1d")

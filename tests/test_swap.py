@@ -14,14 +14,16 @@ from torch import Tensor, nn
 import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet
-from lyc_fx.algorithms import FAMILIES, blocks
+from lyc_fx.algorithms import FAMILIES
 from lyc_fx.errors import BadAdapter, BadFile, Unsupported
-from lyc_fx.merging import blockwise
+from lyc_fx.merging import blocks, blockwise
 
 FAMILY = {family.name: family for family in FAMILIES}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # a merge of {} is among the choices
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lyc_fx.binding.report.NothingChanged"
+)  # a merge of {} is among the choices
 
 
 def net(dtype: torch.dtype = torch.bfloat16) -> nn.Module:

@@ -75,7 +75,7 @@ def test_the_command_line_knows_an_installed_plug_in(site: Path, work: Path) -> 
 
 def test_nothing_is_loaded_before_it_is_of_use(site: Path) -> None:
     code = (
-        "import sys, lyc_fx, lyc_fx.registering, lyc_fx.convert; print('lyc_fx_example' in sys.modules);"
+        "import sys, lyc_fx, lyc_fx.registering, lyc_fx.conversion; print('lyc_fx_example' in sys.modules);"
         "lyc_fx.algorithms.families(); print('lyc_fx_example.lora_xs' in sys.modules)"
     )
     done = python(site, "-c", code)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.algebra import hadamard
-from lyc_fx.algorithms import blocks, eager
+from lyc_fx.merging import blocks, inplace
 from lyc_fx.merging.blocks import largest_piece, on_rows, row_blocks
 from lyc_fx.merging.inplace import merged_rows
 from lyc_fx.merging.merged import Change, merged
@@ -69,13 +69,13 @@ def test_a_weight_in_memory_in_rows_or_columns(variant: Variant, monkeypatch: py
     """Where rows depend on each other, columns may not; where these do too, it is one piece."""
     monkeypatch.setattr(blocks, "WIDE", 300)
     largest: list[int] = []
-    real = eager.round_into
+    real = inplace.round_into
 
     def noted(out: Tensor, values: Tensor, rounding: Rounding) -> None:
         largest.append(values.numel())
         real(out, values, rounding)
 
-    monkeypatch.setattr(eager, "round_into", noted)
+    monkeypatch.setattr(inplace, "round_into", noted)
     for shape in SHAPES:
         for rank, alpha in ((2, 0.0), (2, 0.3), (3, 0.0)):
             adapter = random_for(variant, shape, rank=rank, alpha=alpha)

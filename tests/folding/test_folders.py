@@ -17,10 +17,10 @@ from torch import Tensor
 import lyc_fx
 import lyc_fx.checkpoint.fold
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
-from lyc_fx.algorithms import blocks
 from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.formats.lycoris import Lycoris
+from lyc_fx.merging import blocks
 
 
 def weights() -> dict[str, Tensor]:

@@ -14,11 +14,11 @@ from torch import Tensor
 import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
-from lyc_fx.algorithms import blocks
 from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.binding.report import NothingChanged
 from lyc_fx.checkpoint import merger
 from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.merging import blocks
 
 SHAPE, STRENGTH = (15, 7), 0.7
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -109,7 +109,18 @@ def test_any_number_of_quick_matches_is_free() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["(", "[", "*a", "a{99999999999}", "(" * 2000, "x*" * 2000, "((a{99}){99}){99}", "a)(b"]
+    "text",
+    [
+        "(",
+        "[",
+        "*a",
+        "a{99999999999}",
+        "(" * 2000,
+        "x*" * 2000,
+        "((a{99}){99}){99}",
+        "a)(b",
+        "(" * 22 + "a" + ")+" * 22,
+    ],
 )
 def test_what_is_no_pattern_or_too_large(text: str) -> None:
     with pytest.raises(BadAdapter, match=r"pattern|no regular expression"):

@@ -14,7 +14,9 @@ import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.shaped import Additive
 
-pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.report.NothingChanged")  # strength 0 is among what is tried
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lyc_fx.binding.report.NothingChanged"
+)  # strength 0 is among what is tried
 
 SUMS = [(f, layout) for f, layout in VARIANTS if issubclass(f, Additive) and "magnitude" not in layout]
 strengths = st.floats(-2, 2).filter(lambda s: abs(s) > 0.05 and s != 1)
@@ -44,7 +46,7 @@ def captured(layer: Layer) -> GraphModule:
     return lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
 
 
-@pytest.mark.filterwarnings("ignore::lyc_fx.capture.SpecializedDimension")
+@pytest.mark.filterwarnings("ignore::lyc_fx.graph.capture.SpecializedDimension")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 @quick
 @given(data=st.data(), rank=st.integers(1, 5), strength=strengths)
@@ -74,7 +76,7 @@ def test_splice_fold_and_lower(variant: Variant, data: st.DataObject, rank: int,
     assert not torch.equal(layer.net.get_parameter("layer.weight"), live.get_parameter("layer.weight"))
 
 
-@pytest.mark.filterwarnings("ignore::lyc_fx.capture.SpecializedDimension")
+@pytest.mark.filterwarnings("ignore::lyc_fx.graph.capture.SpecializedDimension")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 @quick
 @given(data=st.data(), rank=st.integers(1, 5), strength=strengths)
@@ -102,7 +104,7 @@ def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: i
     assert all(torch.equal(weight, weights[0]) for weight in weights)
 
 
-@pytest.mark.filterwarnings("ignore::lyc_fx.capture.SpecializedDimension")
+@pytest.mark.filterwarnings("ignore::lyc_fx.graph.capture.SpecializedDimension")
 @pytest.mark.parametrize("variant", SUMS, ids=variant_id)
 @quick
 @given(data=st.data(), rank=st.integers(1, 5), strength=strengths)

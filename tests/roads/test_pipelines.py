@@ -150,7 +150,7 @@ def test_a_program_stands_in_for_the_denoiser(kind: str, part: str) -> None:
         image(pipe)
     program = lyc_fx.splice(lyc_fx.capture(model, *recorder.call), chosen, STRENGTH)
     for each in (lyc_fx.fold(program, check=True), lyc_fx.lower(program, check=True)):
-        instead = lyc_fx.graph.stand_in(each, model)
+        instead = lyc_fx.stand_in(each, model)
         assert (instead.config, instead.dtype, instead.device) == (model.config, torch.float32, torch.device("cpu"))
         assert inspect.signature(instead.forward) == inspect.signature(model.forward)
         setattr(pipe, part, instead)
@@ -189,7 +189,7 @@ def test_methods_see_the_program_and_parts_are_only_looked_at() -> None:
     model, x = Asks(), torch.randn(2, 6)
     tensors = {"inner.0.lora_up.weight": torch.randn(4, 2), "inner.0.lora_down.weight": torch.randn(2, 6)}
     program = lyc_fx.fold(lyc_fx.splice(lyc_fx.capture(model, (x,)), tensors, STRENGTH))
-    instead = lyc_fx.graph.stand_in(program, model)
+    instead = lyc_fx.stand_in(program, model)
     for each in (instead, copy.deepcopy(instead), torch.compile(instead, backend="eager", fullgraph=True)):
         assert torch.equal(each(x), program(x)) and torch.equal(each(x, scale=1.0), program(x))
     assert torch.equal(instead.twice(x), 2 * program(x)) and not torch.allclose(program(x), model(x))
@@ -202,6 +202,6 @@ def test_methods_see_the_program_and_parts_are_only_looked_at() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         instead.nothing  # noqa: B018
     with pytest.raises(WrongArgument, match=r"not Asks: bring it through lyc_fx\.capture"):
-        lyc_fx.graph.stand_in(model, model)
+        lyc_fx.stand_in(model, model)
     with pytest.raises(WrongArgument, match="the one that the program was captured from"):
-        lyc_fx.graph.stand_in(program, program)
+        lyc_fx.stand_in(program, program)

@@ -23,8 +23,9 @@ _QUICK = 0.001
 """Seconds of a match that do not count, so that a pattern may meet any number of names"""
 _LETTERS = 2000
 _WRITTEN_OUT = 200_000
-"""Letters of a pattern, times its repeat counts: `regex` writes these out when it compiles"""
-_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+"""Letters of a pattern after repeats are written out, as `regex` does when it compiles, without a limit"""
+_COUNT = re.compile(r"(\))?(?:\{(\d*)(?:,(\d*))?\}|\+)")
+"""A repeat with a count, perhaps of a group; `x+` is written out as `xx*`"""
 _PLAIN = re.compile(r"[\w.\-]*")
 _ONLY_IN_REGEX = re.compile(
     r"""(?P<same> \\N\{[^}]*\} | \\. | \{ (?: \d+ (?:,\d*)? | ,\d* ) \} )   # means the same in both
@@ -97,16 +98,22 @@ def _check(pattern: str, given: str) -> None:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise BadAdapter(f"{shown(given)} is no regular expression: {error}") from error
-    counts = (max(int(count or 1) for count in found.groups("1")) for found in _COUNT.finditer(pattern))
-    if len(pattern) * prod(max(1, count) for count in counts) > _WRITTEN_OUT:
+    if _written_out(pattern) > _WRITTEN_OUT:
         raise BadAdapter(f"the pattern {shown(given)} is too large")
+
+
+def _written_out(pattern: str) -> int:
+    """No fewer letters than `regex` makes of it: groups that are repeated might all be nested."""
+    found = [(group, 1 + max(int(count or 1) for count in counts)) for group, *counts in _COUNT.findall(pattern)]
+    letters = len(pattern) + sum(count for group, count in found if not group)
+    return letters * prod(count for group, count in found if group)
 
 
 def _compiled(pattern: str) -> Any:
     _check(pattern, pattern)
     try:
-        return regex.compile(_ONLY_IN_REGEX.sub(_literal, pattern), regex.VERSION0)
-    except (regex.error, RecursionError) as error:
+        return regex.compile(_ONLY_IN_REGEX.sub(_literal, pattern), regex.VERSION0, cache_pattern=False)
+    except (regex.error, RecursionError, MemoryError) as error:
         raise BadAdapter(f"lyc-fx cannot match the pattern {shown(pattern)}: {error}") from error
 
 
