@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
 from lyc_fx.algebra import Dims, Shape, Structure, cuts, dims
-from lyc_fx.algebra.action import Action, Added
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.added import Added
 from lyc_fx.algebra.new import new_shapes
 
 

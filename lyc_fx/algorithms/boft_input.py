@@ -6,8 +6,9 @@ from typing import Self, final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
-from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.blocks import Blocks, Swap
+from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.rotations import cayley, skew
 from lyc_fx.algebra.shapes import Shape, matrix_dims

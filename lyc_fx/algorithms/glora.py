@@ -8,7 +8,9 @@ from torch import Tensor
 from lyc_fx.adapters.adapter import Strength
 from lyc_fx.adapters.shaped import Shaped, layouts_of
 from lyc_fx.algebra import Dims, Low, Shape
-from lyc_fx.algebra.action import Action, Added, Mapped
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.added import Added
+from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.shear import Shear
 from lyc_fx.algebra.tensors import matrix
 

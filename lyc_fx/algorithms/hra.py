@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter import Strength
 from lyc_fx.adapters.shaped import Shaped, layouts_of
-from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.rotations import reflections
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.shear import Shear

@@ -6,7 +6,8 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
-from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.maps import Diagonal
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter

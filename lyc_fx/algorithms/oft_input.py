@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
-from lyc_fx.algebra.action import Action, Mapped
+from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.blocks import Blocks
+from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.rotations import cayley, neumann, skew
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter

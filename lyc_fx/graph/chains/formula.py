@@ -7,8 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.algebra.action import Action, Added, OfRows
+from lyc_fx.algebra.action import Action
+from lyc_fx.algebra.added import Added
 from lyc_fx.algebra.layer import NoChain
+from lyc_fx.algebra.of_rows import OfRows
 from lyc_fx.graph.formulas import adapter_of, strength_of
 from lyc_fx.graph.layers import Call
 from lyc_fx.graph.terms import MergedWeight
