@@ -12,7 +12,8 @@ from typing import final
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.binding.bind import Binding, bind
+from lyc_fx.binding.bind import bind
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.stack import Stack
 from lyc_fx.binding.twins import Twins, twins

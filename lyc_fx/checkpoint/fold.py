@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.binding.bind import Binding
+from lyc_fx.binding.bound import Binding
 from lyc_fx.checkpoint.base import Base, Part
 from lyc_fx.checkpoint.jobs import make_jobs
 from lyc_fx.checkpoint.merger import Merger

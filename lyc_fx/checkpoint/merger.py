@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.binding.bind import Binding, solvable
+from lyc_fx.binding.bound import Binding, solvable
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.checkpoint.base import Base
 from lyc_fx.checkpoint.jobs import Blocks, Compute

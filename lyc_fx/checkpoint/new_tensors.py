@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter_set import Entry
 from lyc_fx.algorithms.replace import Replace
-from lyc_fx.binding.bind import Binding
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.named import names_for
 from lyc_fx.binding.stack import Part, Stack

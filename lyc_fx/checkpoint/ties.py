@@ -14,7 +14,7 @@ from typing import Any, final
 
 import torch
 
-from lyc_fx.binding.bind import Binding, Bound
+from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.checkpoint.base import Base, Part
 from lyc_fx.errors import BadFile, Unsupported

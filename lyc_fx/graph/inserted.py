@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from lyc_fx.binding.bind import Binding, Bound
+from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph.formulas import Formulas
 from lyc_fx.graph.program import BANK

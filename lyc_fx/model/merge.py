@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lyc_fx.base.foreign import find_scripted, flattening_reason, foreign_reason, offload_reason, shapeless_reason
-from lyc_fx.binding.bind import Binding, bind
+from lyc_fx.binding.bind import bind
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.binding.twins import twins

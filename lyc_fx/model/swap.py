@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 from torch import Tensor, nn
 
-from lyc_fx.binding.bind import Binding
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import lyc_fx
 from lyc_fx.algorithms.locon import LoCon
-from lyc_fx.binding.bind import Binding
+from lyc_fx.binding.bound import Binding
 
 NAMES = [f"layer{number}" for number in range(8)]
 
