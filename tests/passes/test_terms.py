@@ -160,3 +160,22 @@ def test_gradients_of_given_norms(family: str, rank: int) -> None:
         )
     assert found[0].keys() == found[1].keys() and len(found[0]) == 3 + len(layout)
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [((4, 6), (4, 6)), ((4, 6), (2, 3, 6)), ((4, 6), (6, 4))])
+def test_layers_that_are_alike_share_a_trace_and_no_sizes(sizes: tuple[tuple[int, ...], ...]) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(6, 16)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.a(x), self.b(y if y.shape[-1] == 6 else y.mT)
+
+    inputs = tuple(torch.randn(size, dtype=torch.float64) for size in sizes)
+    adapters = many(a=made("diag-oft", EVEN), b=made("diag-oft", EVEN, seed=1))
+    before = lyc_fx.splice(lyc_fx.capture(Twice().double(), inputs), adapters, 0.7)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 2
+    for found, wanted in zip(after(*inputs), before(*inputs), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)

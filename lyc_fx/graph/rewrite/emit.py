@@ -66,7 +66,7 @@ class Emit:
 def _layout(node: Node) -> str:
     """Of a node's value, as text: a comparison of symbols would add conditions to them."""
     value = node.meta["val"]
-    return f"{tuple(value.shape)} {value.stride()}"
+    return f"{value.dtype} {value.device} {tuple(value.shape)} {value.stride()}"
 
 
 def erase_unused(gm: GraphModule, nodes: list[Node]) -> None:
