@@ -1,6 +1,6 @@
 """evaluate: the exact evaluation graph of a program that was captured in training mode.
 
-Dropout and batch norm stop training, attention loses its dropout, and batch counters stand still. The other way
+Dropout, batch norm and recurrent layers stop training, attention loses its dropout, and batch counters stand still. The other way
 round is impossible: an evaluation graph does not know its dropout probabilities any more. A model's own
 `if self.training:` is fixed at capture.
 """
@@ -18,12 +18,8 @@ from lyc_fx.graph.rewrite import arguments
 
 aten = torch.ops.aten
 
-_TRAINING: dict[Any, str] = {
-    op: name
-    for packet in ("dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_",
-                   "feature_alpha_dropout", "feature_alpha_dropout_")
-    for op, name in ((getattr(aten, packet).default, "train"),)
-} | {aten.batch_norm.default: "training", aten.rrelu.default: "training"}  # fmt: skip
+_MODES = ("train", "training")
+"""What operators call their flag: dropout, batch norm, recurrent layers, and what these are decomposed into"""
 _INSTANCE_NORM = aten.instance_norm.default
 _ATTENTION = aten.scaled_dot_product_attention.default
 
@@ -44,13 +40,15 @@ class Evaluate(PassBase):
 def _evaluated(gm: GraphModule, node: Node) -> bool:
     if node.op != "call_function":
         return False
-    if node.target in _TRAINING:
-        return _set(node, _TRAINING[node.target], False)
+    if isinstance(node.target, torch._ops.OpOverload):
+        for name in _MODES:
+            if any(argument.name == name for argument in node.target._schema.arguments):
+                return _set(node, name, False)
     if node.target is _ATTENTION:
         return _set(node, "dropout_p", 0.0)
     if node.target is _INSTANCE_NORM and node.args[3] is not None:
         return _set(node, "use_input_stats", False)
-    if node.target is aten.add_.Tensor and _counts_batches(node):
+    if node.target in (aten.add_.Tensor, aten.add.Tensor) and _counts_batches(node):
         node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]  # a get_attr node
         gm.graph.erase_node(node)
         return True

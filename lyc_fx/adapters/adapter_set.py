@@ -73,7 +73,7 @@ class AdapterSet:
 
     def exclude(self, *patterns: NamePattern) -> Self:
         """The entries whose module (as in the file) matches none of the patterns."""
-        return self._keep(lambda name: not any(_matches(p, name) for p in patterns))
+        return self._keep(lambda name: not any(_matches(p, name) for p in patterns), every=True)
 
     def renamed(self, table: Mapping[str, str]) -> Self:
         """The same adapters under other names: `adapters.renamed({"backbone": "model.layers", "module": ""})`.
@@ -85,11 +85,17 @@ class AdapterSet:
         names = rename_all((entry.module for entry in self.entries), check_table(table), self.source)
         return replace(self, entries=tuple(replace(e, module=names[e.module]) for e in self.entries))
 
-    def _keep(self, wanted: Callable[[str], bool]) -> Self:
+    def _keep(self, wanted: Callable[[str], bool], *, every: bool = False) -> Self:
+        """The entries that are wanted. The module of a key that no format reads may be any start of it: one of them, or
+        `every`, must be wanted.
+        """
+        enough = all if every else any
         return replace(
             self,
             entries=tuple(e for e in self.entries if wanted(e.module)),
-            unread=tuple(key for key in self.unread if wanted(key.split(".")[0]) or wanted(key.rpartition(".")[0])),
+            unread=tuple(
+                key for key in self.unread if enough(map(wanted, (key.split(".")[0], key.rpartition(".")[0])))
+            ),
         )
 
     def in_convention(self, convention: Convention) -> Self:

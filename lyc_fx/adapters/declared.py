@@ -1,5 +1,6 @@
 """Whether a family from outside declares what `Adapter` asks for, without a contradiction."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from itertools import chain
@@ -10,6 +11,8 @@ from lyc_fx.extensions import named, shown
 
 _PLAIN = "weight"
 """A suffix that counts beside one other key alone, so that others may end in it"""
+_SIZES = "out, in, kernel, 1, weight, out1, out2, in1, in2, experts"
+_WORD = re.compile(rf"{'|'.join(_SIZES.split(', '))}|[a-z]\d*")
 _RESERVED = frozenset({"alpha", "reshape_weight", "bias_indices", "bias_values", "bias_size"})
 """What may stand beside the factors of every family"""
 
@@ -41,6 +44,9 @@ def _faults(family: type[Adapter]) -> Iterator[str]:
             yield f"{what} name {', '.join(unknown)}, of which there is no field"
         if what != "suffixes" and (unknown := sorted(names - factors)):
             yield f"{what} name {', '.join(unknown)}, of which suffixes say no key"
+    shapes = " ".join(text for variant in getattr(family, "variants", {}).values() for text in variant.values())
+    if unknown := sorted({word for word in re.split(r"[ *]+", shapes) if not _WORD.fullmatch(word)} - {""}):
+        yield f"variants have the words {', '.join(unknown)}: sizes are {_SIZES}, and ranks a letter, as r or p2"
     required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
     if homeless := sorted(required - factors - numbers):
         yield f"the fields {', '.join(homeless)} have no key: they belong into suffixes, or into scalars"

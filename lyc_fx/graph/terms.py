@@ -3,12 +3,14 @@
 Lowering reads this, and never guesses it from operators.
 """
 
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.graph.rewrite import EMITTED, RESHAPES
@@ -18,7 +20,7 @@ MERGED = "lyc_fx_merged"
 Rows = tuple[int, int]
 aten = torch.ops.aten
 _TIMES = (aten.mul.Tensor, aten.mul.Scalar)
-_NEUTRAL = (aten.to.dtype, aten.t.default, *RESHAPES)
+_WIDE = (torch.float32, torch.float64)
 
 
 @final
@@ -69,17 +71,27 @@ class MergedWeight:
     """Whether the weight is stored `(in, out)`, and the adapters are for `(out, in)`"""
     sequential: bool
     """Whether each adapter is applied to what the ones before it left; else all relative to the base"""
-    formula: tuple[str, ...] = ()
+    formula: str = ""
     """`formula_of` the node when it was made"""
 
 
-def formula_of(merged: Node) -> tuple[str, ...]:
-    """The operators of a merged weight's formula, in any order: what tells that none was added, removed or changed.
+def formula_of(merged: Node) -> str:
+    """A digest of a merged weight's formula, which tells whether a pass has changed it since.
 
-    Without those that canonicalize and narrow may take away, which mean nothing.
+    No-ops that canonicalize may remove do not count, nor does narrow's choice between float32 and float64.
     """
-    nodes = [node for node in _formula(merged) if not _means_nothing(node)]
-    return tuple(sorted(str((node.target, [a for a in node.args if not isinstance(a, Node)])) for node in nodes))
+    digests: dict[Node, str] = {}
+    for node in _formula(merged):
+        inputs = [digests.get(source, "base") for source in node.all_input_nodes]
+        if _is_no_op(node):
+            digests[node] = inputs[0]
+        elif node.target is aten.t.default and node.args[0].target is aten.t.default:  # type: ignore[union-attr]
+            digests[node] = digests.get(node.args[0].all_input_nodes[0], "base")  # type: ignore[union-attr]
+        else:
+            others = map_arg((node.args, node.kwargs), lambda source: digests.get(source, "base"))
+            text = f"{node.op} {node.target} {others}"
+            digests[node] = hashlib.sha256(text.encode()).hexdigest()
+    return digests[merged]
 
 
 def base_of(merged: Node) -> Node | None:
@@ -93,15 +105,21 @@ def base_of(merged: Node) -> Node | None:
 
 
 def _formula(merged: Node) -> list[Node]:
-    """All nodes that splice has inserted for it."""
-    found = {merged: None}
-    pending = [merged]
+    """All nodes that splice has inserted for it, each after its inputs."""
+    found: dict[Node, None] = {}
+    pending = [(merged, False)]
     while pending:
-        near = [n for n in pending.pop().all_input_nodes if n.meta.get(EMITTED) and n not in found]
-        found |= dict.fromkeys(near)
-        pending += near
+        node, ready = pending.pop()
+        if ready:
+            found[node] = None
+        elif node not in found:
+            pending.append((node, True))
+            pending += [(source, False) for source in node.all_input_nodes if source.meta.get(EMITTED)]
     return list(found)
 
 
-def _means_nothing(node: Node) -> bool:
-    return node.target in _NEUTRAL or (node.target in _TIMES and 1 in node.args[1:])
+def _is_no_op(node: Node) -> bool:
+    if node.target is aten.to.dtype:
+        dtype, source = node.args[1], node.args[0]
+        return dtype in _WIDE or source.meta["val"].dtype == dtype  # type: ignore[union-attr]  # a cast of a tensor
+    return node.target in RESHAPES or (node.target in _TIMES and 1 in node.args[1:])

@@ -45,6 +45,27 @@ def test_the_evaluation_graph_is_exact_and_training_is_untouched() -> None:
     assert torch.equal(program(x), wanted)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_lose_their_dropout(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model, x = kind(4, 6, 2, dropout=0.9).double().train(), torch.randn(3, 5, 4, dtype=torch.float64)
+    evaluated = lyc_fx.evaluate(lyc_fx.capture(model, (x,)))
+    assert lyc_fx.history(evaluated)[-1].fired == 1
+    torch.testing.assert_close(evaluated(x)[0], copy.deepcopy(model).eval()(x)[0], rtol=0, atol=0)
+
+
+def test_a_decomposed_program_is_evaluated_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.BatchNorm1d(6)).double().train()
+    x = torch.randn(7, 4, dtype=torch.float64)
+    program = lyc_fx.capture(torch.export.export(model, (x,), strict=False).run_decompositions())
+    evaluated = lyc_fx.evaluate(program)
+    assert lyc_fx.history(evaluated)[-1].fired == 3
+    before = {name: tensor.clone() for name, tensor in evaluated.state_dict().items()}
+    torch.testing.assert_close(evaluated(x), copy.deepcopy(model).eval()(x), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in evaluated.state_dict().items())
+
+
 def test_an_evaluation_capture_is_left_alone() -> None:
     program = lyc_fx.capture(Net().eval(), (torch.randn(3, 5, 8),))
     evaluated = lyc_fx.evaluate(program)

@@ -58,12 +58,31 @@ def halfway(program: GraphModule) -> None:
     reader.replace_input_with(weight, other)
 
 
+def three_times(program: GraphModule) -> None:
+    """By an argument that is no input."""
+    scaled = next(n for n in program.graph.nodes if n.target is aten.add.Tensor and n.meta.get(EMITTED))
+    scaled.kwargs = {"alpha": 3}
+
+
+def exchanged(program: GraphModule) -> None:
+    """The same operators on the same values the other way round."""
+    scaled = next(n for n in program.graph.nodes if n.target is aten.sub.Tensor and n.meta.get(EMITTED))
+    scaled.args = (scaled.args[1], scaled.args[0])
+
+
 CHANGED = "the formula of the adapted weight was changed after splice"
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"), [(twice_as_strong, CHANGED), (halfway, CHANGED), (clamped, "goes through aten.clamp.default")]
-)
+CHANGES = {
+    twice_as_strong: CHANGED,
+    three_times: CHANGED,
+    exchanged: CHANGED,
+    halfway: CHANGED,
+    clamped: "goes through aten.clamp.default",
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), CHANGES.items())
 def test_a_formula_that_was_changed_is_left_alone(change: object, reason: str) -> None:
     before = adapted(LINEAR, made("locon", LINEAR, "magnitude"))
     changed = copy.deepcopy(before)
@@ -179,3 +198,40 @@ def test_layers_that_are_alike_share_a_trace_and_no_sizes(sizes: tuple[tuple[int
     assert fired(after) == 2
     for found, wanted in zip(after(*inputs), before(*inputs), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+class Cast(nn.Module):
+    """A layer on its weight in other dtypes."""
+
+    def __init__(self, *dtypes: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtypes = nn.Linear(6, 16), dtypes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight
+        for dtype in self.dtypes:
+            weight = weight.to(dtype)
+        return torch.nn.functional.linear(x, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
+def test_a_weight_that_is_rounded_on_the_way_stays(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 6)
+    adapters = many(layer=made("locon", EVEN))
+    before = lyc_fx.splice(lyc_fx.capture(Cast(dtype, torch.float32), (x,)), adapters, 0.7)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 0 and f"is rounded to {dtype} on its way" in misses(after)[0]
+    torch.testing.assert_close(after(x), before(x))
+
+
+def test_a_base_is_cast_as_the_model_casts_it() -> None:
+    x = torch.randn(3, 6)
+    adapters = many(layer=made("locon", EVEN))
+    before = lyc_fx.splice(lyc_fx.capture(Cast(torch.bfloat16, torch.float32), (x,)), adapters, 0.7)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 1
+    for strength in after.buffers():
+        strength.fill_(0.0)
+    for strength in before.buffers():
+        strength.fill_(0.0)
+    torch.testing.assert_close(after(x), before(x), rtol=1e-6, atol=1e-6)

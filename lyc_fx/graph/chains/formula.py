@@ -32,8 +32,8 @@ class Chain:
     """With those terms alone that have a chain"""
     turned: bool
     """Whether the layer reads the transpose of the weight as it is stored"""
-    dtype: torch.dtype
-    """In which it reads the weight"""
+    casts: tuple[torch.dtype, ...]
+    """What the model casts the weight to before that"""
     rest: bool
     """Whether other terms stay with the weight, so that `weight` is not `base`"""
 
@@ -74,7 +74,9 @@ class Chain:
     def _read(self, weight: Tensor) -> Tensor:
         """A stored weight as the layer has it."""
         weight = weight.t() if self.turned else weight
-        return weight if weight.dtype == self.dtype else weight.to(self.dtype)
+        for dtype in self.casts:
+            weight = weight.to(dtype)
+        return weight
 
     def actions(self, at: Mapping[str, Tensor]) -> list[Action]:
         """Of the terms, in float32, or float64 where the activations are."""

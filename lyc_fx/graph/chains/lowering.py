@@ -39,8 +39,7 @@ class Lowering:
     def lower(self, reading: Reading) -> Lowered:
         """Let the layer compute its adapters on activations, as far as there are chains."""
         site, made = reading.site, reading.made
-        dtype = site.weight.meta["val"].dtype
-        chain = Chain(reading.call, made, reading.turned, dtype, rest=False)
+        chain = Chain(reading.call, made, reading.turned, reading.casts, rest=False)
         inputs, tensors = reading.inputs, reading.tensors
         x = inputs["x"].meta["val"]
         alike = tuple(term.alike for term in made.terms)
@@ -50,7 +49,7 @@ class Lowering:
             made.transposed,
             made.sequential,
             reading.turned,
-            dtype,
+            reading.casts,
         )
         key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
         if key not in self._choices:

@@ -27,22 +27,27 @@ class Reading:
     """What gives the weight that the merged one is made of"""
     turned: bool
     """Whether the layer reads the transpose of the weight as it is stored"""
+    casts: tuple[torch.dtype, ...]
+    """What the model itself casts the weight to, one after the other"""
 
     @classmethod
     def of(cls, site: Site) -> Self:
         """Raises NoChain where the layer reads something else, or in a way for which there is no chain."""
-        node, turned = site.weight, False
+        node, turned, casts = site.weight, False, list[torch.dtype]()
         while MERGED not in node.meta:
             if (source := transpose_of(node)) is not None:
                 node, turned = source, not turned
-            elif node.target is _TO and isinstance(node.args[0], Node):
+            elif node.target is _TO and isinstance(node.args[0], Node) and _is_cast_of_activations(node.args[1]):
+                casts.append(node.meta["val"].dtype)
                 node = node.args[0]
+            elif node.target is _TO:
+                raise NoChain(f"the adapted weight is rounded to {node.args[1]} on its way to the layer")
             else:
                 raise NoChain(f"the adapted weight goes through {node.target} on its way to the layer")
         made, base = node.meta[MERGED], base_of(node)
         if base is None or formula_of(node) != made.formula:
             raise NoChain("the formula of the adapted weight was changed after splice")
-        found = cls(site, node, made, base, turned)
+        found = cls(site, node, made, base, turned, tuple(reversed(casts)))
         found._refuse()
         return found
 
@@ -87,3 +92,8 @@ class Reading:
             pending += [each for each in node.all_input_nodes if each not in seen]
             seen.update(node.all_input_nodes)
         return found
+
+
+def _is_cast_of_activations(dtype: object) -> bool:
+    """Whether a weight may have this dtype where activations have it: what is rounded further is another weight."""
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
