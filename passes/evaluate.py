@@ -1,7 +1,7 @@
 """evaluate: the exact evaluation graph of a program that was captured in training mode.
 
-Dropout, batch norm and recurrent layers stop training, attention loses its dropout, and batch counters stand still. The other way
-round is impossible: an evaluation graph does not know its dropout probabilities any more. A model's own
+Dropout, batch norm and recurrent layers stop training, attention loses its dropout, and batch counters stand still. The
+other way round is impossible: an evaluation graph does not know its dropout probabilities any more. A model's own
 `if self.training:` is fixed at capture.
 """
 

@@ -18,7 +18,7 @@ from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.stack import Stack
 from lyc_fx.binding.twins import Twins, twins
 from lyc_fx.errors import BadAdapter, InvalidGraph
-from lyc_fx.graph.inserted import Insertion
+from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.pipeline import done
 from lyc_fx.graph.program import BANK, aliases, facts, fake_mode, get_tensor, remember
 from lyc_fx.graph.targets import described, known_as, stored, targets

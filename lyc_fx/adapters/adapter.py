@@ -34,10 +34,11 @@ class Adapter(ABC):
     - `bias_suffixes`: the same as `suffixes` where the adapter is one of a module's bias;
     - `scalars`: fields that are one number each, with their key suffix;
     - `vectors`: factors that may have fewer than two dimensions;
-    - `keeps_zero`: whether a vector of zeros stays one, so that a bias which the model does not have is no loss;
+    - `keeps_zero`: whether zero stays zero, so that it can be skipped for a bias that the model lacks;
+    - `uses_alpha`: False where alpha has no effect;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
-    - `factor_shapes`, `fit` and `action`. What says the shapes of its factors in words (`Shaped`), and its effect as an
-      expression of the algebra (`Additive`), gets these and all that follows from there.
+    - `factor_shapes`, `fit` and `action`. Subclass `Shaped` to derive all about shapes from `variants`, in words;
+      subclass `Additive` to derive `action` from an `expression` too.
     """
 
     name: ClassVar[str]
@@ -133,7 +134,7 @@ class Adapter(ABC):
         )
 
     def row_step(self, shape: Shape, at_most: int) -> int | None:
-        """How many rows a block may have, if possible no more than `at_most`, so that `rows` can cut at each multiple.
+        """The largest block height ≤ `at_most` (or the least there is) at whose multiples `rows` can cut.
 
         None where rows depend on each other.
         """
@@ -143,12 +144,12 @@ class Adapter(ABC):
         """The adapter of some inputs (dimension 1 of the weight) alone: `columns(a, b, W.shape).apply(W[:, a:b], s) =
         apply(W, s)[:, a:b]`, exactly; None where they depend on each other.
 
-        It is asked for where `rows` cannot be: a family whose rows never depend on each other need not have it.
+        It is only used if `row_step` gives None.
         """
         return None
 
     def compact(self) -> "Adapter":
-        """The same effect with smaller factors, where some of their rows and columns have none."""
+        """The same adapter without rows and columns of its factors that contribute nothing."""
         return self
 
     def low_rank(self, shape: Shape) -> "LoCon":

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
-from lyc_fx.algebra import Dims, Shape, Structure, cuts, dims
+from lyc_fx.algebra import Dims, Shape, Structure, cuts, factor_shapes
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.added import Added
 from lyc_fx.algebra.new import new_shapes
@@ -17,7 +17,7 @@ from lyc_fx.algebra.new import new_shapes
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shaped(Adapter):
     """A family that declares, besides what every one does, `variants`: for each layout, by its name, the shapes of its
-    factors in the words of `lyc_fx.algebra.dims`. `layouts` are `layouts_of(variants)`.
+    factors in the words of `lyc_fx.algebra.factor_shapes`. `layouts` are `layouts_of(variants)`.
     """
 
     variants: ClassVar[Mapping[str, Dims]]
@@ -38,10 +38,10 @@ class Shaped(Adapter):
         return max(held, key=lambda variant: len(variant[1]))
 
     def fit(self, shape: Shape) -> None:
-        dims.fit(self.shapes, self.suffixes, self.factors(), shape)
+        factor_shapes.fit(self.shapes, self.suffixes, self.factors(), shape)
 
     def weight_shape(self) -> tuple[int, ...] | None:
-        return dims.weight_shape(self.shapes, self.factors())
+        return factor_shapes.weight_shape(self.shapes, self.factors())
 
     def row_step(self, shape: Shape, at_most: int) -> int | None:
         return cuts.row_step(self.shapes, self.factors(), at_most)

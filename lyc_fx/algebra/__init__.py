@@ -5,7 +5,7 @@ family of adapters is an expression in them.
 """
 
 from lyc_fx.algebra.batched import Batched
-from lyc_fx.algebra.dims import Dims
+from lyc_fx.algebra.factor_shapes import Dims
 from lyc_fx.algebra.hadamard import Hadamard
 from lyc_fx.algebra.kronecker import Kron
 from lyc_fx.algebra.low import Low, Tucker

@@ -30,12 +30,12 @@ class Action(ABC):
     def act(self, layer: Layer, x: Tensor, base: Base, weight: Tensor | None) -> Tensor:
         """`layer(x, value(weight))` from `base(x) = layer(x, weight)`. Raises NoChain.
 
-        `weight` is None where it is not stored as it is, but an adapted one itself.
+        `weight` is None if an earlier adapter has already changed it, so that its values are not available.
         """
 
     @property
     def own_pass(self) -> bool:
-        """Whether, beside others, it takes a pass of its own through the layer."""
+        """Whether, combined with other adapters, it needs a second call of the layer on other inputs."""
         return False
 
     @abstractmethod

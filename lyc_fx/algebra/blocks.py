@@ -74,7 +74,7 @@ class Swap(Map):
 
 
 def _channels(layer: Layer, span: int, on_rows: bool) -> int:
-    """How many channels there are. Raises NoChain where so many that are mixed are not in one group, or tap."""
+    """How many channels there are. Raises NoChain if `span` channels in a row would cross a group or a kernel tap."""
     if on_rows:
         rows = layer.shape[0] // layer.groups
         if rows % span:

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from lyc_fx.algebra.dims import Dims, Factors, parsed, read
+from lyc_fx.algebra.factor_shapes import Dims, Factors, parsed, read
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.tensors import some_inputs
 
 
 def of_rows(dims: Dims, factors: Factors, start: int, stop: int) -> dict[str, Tensor] | None:
-    """The factors that differ for some rows alone; None where no factors give these rows and no others."""
+    """The factors that must be cut for rows start to stop; None if no cut describes exactly these rows."""
     sizes = read(dims, factors)
     cuts = {"out": (start, stop), "weight": (start, stop)}
     if "out2" in sizes:
@@ -37,7 +37,7 @@ def row_step(dims: Dims, factors: Factors, at_most: int) -> int:
 
 
 def of_columns(dims: Dims, factors: Factors, start: int, stop: int, shape: Shape) -> dict[str, Tensor] | None:
-    """The factors that differ for some inputs alone; None where no factors give these alone."""
+    """The factors that must be cut for inputs start to stop; None if no cut describes exactly these."""
     found = {}
     for name, words in parsed(dims):
         if "in1" in words or "weight" in words:

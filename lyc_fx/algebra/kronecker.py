@@ -35,8 +35,8 @@ class Kron(Structure):
         """Channels as `(m, n)`: the right factor, as a layer of its own, on n; the left one on m.
 
         In whichever order takes fewer multiplications. On a convolution m joins the batch while the right factor is
-        applied with the layer's stride, padding and dilation. With g groups the rows of the left factor fall into g
-        equal parts, one for each group; else a group would need a part of a row of blocks, for which there is no chain.
+        applied with the layer's stride, padding and dilation. With g groups the rows of the left factor must divide
+        evenly among them: a group that starts in the middle of a block has no chain.
         """
         block = self._block(layer.shape)
         fine = replace(layer, shape=block, groups=1)
@@ -91,7 +91,7 @@ class Kron(Structure):
         return mixed.sum(1).reshape([m * n, -1]).sum(1)
 
     def squares(self, shape: Shape, axis: int) -> Tensor:
-        """Of a row `(l, k)`, that of row l of the left factor times that of row k of the right one."""
+        """They factorize: `‖K row (l, k)‖² = ‖left row l‖² · ‖right row k‖²`."""
         coarse, fine = over(self.left.square(), axis), self.right.squares(self._block(shape), axis)
         return (coarse[:, None] * fine[None, :]).flatten()
 

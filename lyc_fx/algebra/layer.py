@@ -23,9 +23,10 @@ class Factor:
 
     matrix: Tensor
     whole: bool = False
-    """Whether it has the kernel, `(r, n · kernel)`, and with it the layer's stride, padding and dilation"""
+    """Whether it carries the convolution's kernel, `(r, n · kernel)`, and so runs with the layer's stride, padding and
+    dilation; the others run as 1×1"""
     shared: bool = True
-    """Whether each of the layer's groups has all of it; else each has its own rows"""
+    """Whether every group of the layer uses the whole factor; else its rows are divided among the groups"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +36,8 @@ class Layer(ABC):
     shape: tuple[int, ...]
     """The weight's, as adapters see it: `(out, in/groups, *kernel)`"""
     x_first: bool
-    """Whether x meets the first dimension of that shape, as in an embedding or a transposed convolution"""
+    """Whether x meets, that is, is summed over with, the first dimension of that shape, as in an embedding or a
+    transposed convolution; else the second"""
     groups: int = 1
     looks_up: bool = False
     """Whether x are indices of the weight's rows"""
@@ -46,7 +48,7 @@ class Layer(ABC):
 
     @abstractmethod
     def narrow(self, x: Tensor, weight: Tensor, groups: int = 1, *, plain: bool = False) -> Tensor:
-        """The layer on a narrow weight: all of it or, if `plain`, only between channels."""
+        """Call the layer with a smaller weight; `plain`: as a 1×1 convolution of stride 1 without padding."""
 
     @property
     def dims(self) -> int:
@@ -74,7 +76,7 @@ class Layer(ABC):
         return factor if factor.dtype == self.dtype else factor.to(self.dtype)
 
     def _applied(self, x: Tensor, factor: Factor, scale: Scale) -> Tensor:
-        if self.looks_up and not x.dtype.is_floating_point:  # what is looked up is smaller than the factor
+        if self.looks_up and not x.dtype.is_floating_point:  # scale the rows that are looked up, not the table
             return self.fitted(scaled(self.narrow(x, factor.matrix), scale))
         matrix = scaled(factor.matrix, scale)
         if not self.spatial:

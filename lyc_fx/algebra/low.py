@@ -14,7 +14,7 @@ from lyc_fx.algebra.tensors import low_rank, matrix, tucker, with_core
 @final
 @dataclass(frozen=True, eq=False)
 class Low(Structure):
-    """`left @ right`: `(out, r)` and `(r, in/groups · kernel)`, each perhaps with its last sizes apart."""
+    """`left @ right`: `(out, r)` and `(r, in/groups · kernel)`, each perhaps with its kernel dimensions apart."""
 
     left: Tensor
     right: Tensor

@@ -55,7 +55,7 @@ class Mapped(Action):
         return y if self.columns is None else self.columns.act(layer, y, on_rows=False, turned=True)
 
     def beside(self, layer: Layer, x: Tensor, base: Base, weight: Tensor | None) -> Tensor:
-        """Of the identity plus a low rank, on the inputs: a second pass, of what that adds."""
+        """For the identity plus a low rank on the inputs: call the layer again, on what the low rank adds."""
         if not self.own_pass or not isinstance(self.columns, Shear):
             return super().beside(layer, x, base, weight)
         if layer.x_first:

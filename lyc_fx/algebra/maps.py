@@ -13,8 +13,8 @@ from lyc_fx.algebra.layer import Layer, NoChain
 class Map(ABC):
     """Abstract: a square matrix M. `M · W` on the rows of a weight, `W · M` on its inputs.
 
-    `layer(x, M·W) = M · layer(x, W)` and `layer(x, W·M) = layer(M·x, W)`; where x meets the rows of the weight, the
-    transpose of M does it to the other side.
+    `layer(x, M·W) = M · layer(x, W)` and `layer(x, W·M) = layer(M·x, W)`. If x meets the rows of the weight
+    (`x_first`), inputs and outputs change roles, and the transpose of M is applied.
     """
 
     name: ClassVar[str] = ""
@@ -30,8 +30,9 @@ class Map(ABC):
 
     @abstractmethod
     def act(self, layer: Layer, x: Tensor, *, on_rows: bool, turned: bool) -> Tensor:
-        """M on the channels of activations, or `turned` its transpose; the channels are those of the weight's rows, or
-        of its inputs. Raises NoChain.
+        """Apply M, or its transpose if `turned`, to the channels of activations.
+
+        `on_rows`: these channels correspond to the weight's rows, else to its inputs. Raises NoChain.
         """
 
     def look_up(self, layer: Layer, x: Tensor, found: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from math import isqrt, prod
 
-from lyc_fx.algebra.dims import Dims, is_core, parsed, whole
+from lyc_fx.algebra.factor_shapes import Dims, is_core, parsed, whole
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 
@@ -25,7 +25,7 @@ def new_shapes(dims: Dims, shape: Shape, rank: int) -> dict[str, tuple[int, ...]
 def factorization(size: int, factor: int = -1) -> tuple[int, int]:
     """`size = m · n`, m ≤ n, as LyCORIS chooses it for a *new* adapter; one that exists is read by its shapes.
 
-    A factor that divides is taken as it is, also above √size; else m is the greatest divisor up to it and √size.
+    If `factor` divides `size`, it is used. Otherwise m is the greatest divisor ≤ min(factor, √size).
     """
     if factor > 0 and size % factor == 0:
         low, high = sorted((factor, size // factor))

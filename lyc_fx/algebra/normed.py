@@ -63,8 +63,8 @@ class Normed(Action):
         if self.structure.full:
             raise NoChain("a full difference has no form that is smaller than the weight")
         ratio, strength = self._ratio_of(weight), self.strength
-        own = 1 + strength * (ratio - 1)  # of W, where both are multiples of it
-        theirs = own if self.from_changed else strength * ratio  # of Δ
+        own = 1 + strength * (ratio - 1)  # the factor of layer(x, W)
+        theirs = own if self.from_changed else strength * ratio  # that of layer(x, Δ)
         if self._scales_outputs(layer):
             own, theirs = self._fitted(layer, own), self._fitted(layer, theirs)
             return base(x) * own + self.structure.act(layer, x, self.scale) * theirs
@@ -83,14 +83,14 @@ class Normed(Action):
         return layer.fitted(factors.reshape([-1] + [1] * layer.dims))
 
     def _ratio(self, direction: Tensor) -> Tensor:
-        """ρ from V, in its number of dimensions."""
+        """ρ from V, shaped to broadcast against it."""
         axis = self.axis(direction.shape)
         others = [dim for dim in range(direction.dim()) if dim != axis]
         norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True) + self.epsilon
         return self.magnitude.reshape(norm.shape) / norm
 
     def _ratio_of(self, weight: Tensor) -> Tensor:
-        """ρ from W, one for each row or input."""
+        """ρ from W without forming V, as a vector."""
         weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
         axis = self.axis(weight.shape)
         dot, squares = self.structure.dot(weight, axis), self.structure.squares(weight.shape, axis)

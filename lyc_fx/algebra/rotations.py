@@ -31,7 +31,7 @@ def neumann(skew: Tensor, terms: int, strength: float | Tensor) -> Tensor:
 
 
 def identity(matrices: Tensor) -> Tensor:
-    """For each matrix of a stack, in whatever dtype that is traced or run."""
+    """Identity matrices like these; `torch.eye` would fix the dtype in a trace."""
     return torch.ones_like(matrices[..., 0]).diag_embed()
 
 

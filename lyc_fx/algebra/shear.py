@@ -14,7 +14,7 @@ from lyc_fx.algebra.maps import Map
 class Shear(Map):
     """`M = I + scale · left @ right`: `(n, r)` and `(r, n)`.
 
-    On the inputs of a convolution n is in/groups, and each tap has the same matrix, or in/groups · kernel.
+    For a convolution n is either in/groups (one matrix for all taps) or in/groups · kernel (taps are mixed too).
     """
 
     left: Tensor

@@ -27,7 +27,7 @@ class Structure(ABC):
 
     @abstractmethod
     def pair(self) -> tuple[Tensor, Tensor]:
-        """`(out, r)` and `(r, in/groups · kernel)` whose product it is, exactly where the dtype holds products.
+        """`(out, r)` and `(r, in/groups · kernel)` whose product is the tensor, exactly if the dtype can hold products.
 
         Raises BadAdapter where there are none.
         """
@@ -96,6 +96,6 @@ def _low(structure: Structure) -> Structure:
 
 
 def dearer(what: str, cost: int, dense: int) -> None:
-    """Raise NoChain for a chain that takes as many multiplications per position as the dense weight does."""
+    """Raise NoChain if a chain needs at least as many multiplications per position as the dense weight."""
     if cost >= dense:
         raise NoChain(f"{what} takes {cost} multiplications per position, the dense weight {dense}")

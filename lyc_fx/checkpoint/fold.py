@@ -14,9 +14,9 @@ from lyc_fx.checkpoint.jobs import make_jobs
 from lyc_fx.checkpoint.merger import Merger
 from lyc_fx.checkpoint.new_tensors import NewTensor
 from lyc_fx.checkpoint.provenance import Provenance
-from lyc_fx.checkpoint.run import Progress, read_back, run_jobs, single_threaded_torch
 from lyc_fx.checkpoint.sink import Sink
 from lyc_fx.checkpoint.ties import Tie
+from lyc_fx.checkpoint.workers import Progress, read_back, run_jobs, single_threaded_torch
 from lyc_fx.storage.header import Layout, Stored, lay_out
 from lyc_fx.storage.system import reserve, sync_path
 

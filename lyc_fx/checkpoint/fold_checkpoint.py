@@ -20,10 +20,10 @@ from lyc_fx.checkpoint.new_tensors import find_new_tensors, merge_new_tensors, w
 from lyc_fx.checkpoint.output import write_output
 from lyc_fx.checkpoint.provenance import Provenance
 from lyc_fx.checkpoint.quantized import explain_quantized
-from lyc_fx.checkpoint.run import Progress
 from lyc_fx.checkpoint.scaled import refuse_conversion
 from lyc_fx.checkpoint.ties import find_ties, with_aliases, with_tied_names
 from lyc_fx.checkpoint.weight_norm import refuse_double_targets
+from lyc_fx.checkpoint.workers import Progress
 from lyc_fx.choices import Convention, Rounding
 from lyc_fx.errors import BadAdapter, LycFxError, NotApplicable, Unsupported
 from lyc_fx.merging.effect import Effect

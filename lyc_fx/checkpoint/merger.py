@@ -16,9 +16,9 @@ from lyc_fx.binding.bound import Binding, solvable
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.checkpoint.base import Base
 from lyc_fx.checkpoint.jobs import Blocks, Compute
-from lyc_fx.checkpoint.run import TEMPORARIES, thread_count
 from lyc_fx.checkpoint.scaled import Scale, fit_scale, max_abs, scale_of_rows, unscaled
 from lyc_fx.checkpoint.weight_norm import compute_weight, split_weight
+from lyc_fx.checkpoint.workers import TEMPORARIES, thread_count
 from lyc_fx.errors import BadAdapter
 from lyc_fx.merging.blocks import BLOCK, Rows, largest_piece, on_rows, row_blocks
 from lyc_fx.merging.effect import Effect

@@ -13,11 +13,11 @@ import torch
 from lyc_fx.checkpoint.fold import Fold
 from lyc_fx.checkpoint.new_tensors import update_config
 from lyc_fx.checkpoint.ranks import Ranks, join_ranks
-from lyc_fx.checkpoint.run import Progress
 from lyc_fx.checkpoint.ties import untie_config
+from lyc_fx.checkpoint.workers import Progress
 from lyc_fx.errors import BadFile
 from lyc_fx.storage.files import replacing, umask, unique
-from lyc_fx.storage.outputs import Path_, free, move_folder
+from lyc_fx.storage.may_overwrite import Path_, free, move_folder
 from lyc_fx.storage.system import locked, sync_path
 
 _FINGERPRINT = ".fold.json"

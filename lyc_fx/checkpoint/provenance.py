@@ -9,7 +9,7 @@ from typing import Any, Self, final
 import lyc_fx
 from lyc_fx.binding.stack import Stack
 from lyc_fx.choices import Convention
-from lyc_fx.storage.outputs import FOLD
+from lyc_fx.storage.may_overwrite import FOLD
 
 
 @final

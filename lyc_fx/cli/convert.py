@@ -39,7 +39,7 @@ def command(
     with working("converting", quiet=quiet or as_json):
         from lyc_fx import load
         from lyc_fx.conversion import convert
-        from lyc_fx.storage.outputs import free
+        from lyc_fx.storage.may_overwrite import free
 
         [adapters] = renamed([load(file, config=config, alpha=alpha)], rename)
         conversion = convert(adapters, to.value, like=like, svd=svd)

@@ -119,7 +119,7 @@ def command(
         from lyc_fx import fold_checkpoint, load
         from lyc_fx.binding.report import NothingChanged
         from lyc_fx.checkpoint.base import is_folder
-        from lyc_fx.storage.outputs import free
+        from lyc_fx.storage.may_overwrite import free
 
         given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
         stack = _chosen(given, only or [], exclude or [])

@@ -8,7 +8,7 @@ from pathlib import Path
 from lyc_fx.errors import BadFile
 from lyc_fx.formats.format import Contents
 from lyc_fx.storage.files import replacing, umask, unique, write_safetensors
-from lyc_fx.storage.outputs import PEFT_CONFIG, PEFT_TENSORS, Path_, free, move_folder
+from lyc_fx.storage.may_overwrite import PEFT_CONFIG, PEFT_TENSORS, Path_, free, move_folder
 
 
 def save(

@@ -9,9 +9,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.graph.merged_weight import MergedWeight, Term
 from lyc_fx.graph.program import fake_mode
 from lyc_fx.graph.rewrite import Emit
-from lyc_fx.graph.terms import MergedWeight, Term
 from lyc_fx.merging.merged import Change, merged
 from lyc_fx.numerics.rounding import cast
 
@@ -28,8 +28,9 @@ class Formulas:
         self._traces: dict[Hashable, Graph] = {}
 
     def inline(self, emit: Emit, formula: Formula, inputs: Mapping[str, Node], key: Hashable) -> Node:
-        """Insert the formula's operators on these nodes. `key` tells all that differ in more than the sizes of
-        activations.
+        """Insert the formula's operators on these nodes.
+
+        Formulas with equal keys share one trace; they may differ only in the sizes of activations.
         """
         if key not in self._traces:
             self._traces[key] = _traced(self._gm, formula, {n: node.meta["val"] for n, node in inputs.items()})

@@ -6,10 +6,10 @@ from types import MappingProxyType
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from lyc_fx.graph.adopt_result import take
 from lyc_fx.graph.copies import cloned
 from lyc_fx.graph.program import captured, facts, remember, without_autocast
 from lyc_fx.graph.steps import Missed, Step
-from lyc_fx.graph.taken import take
 from lyc_fx.graph.validation import Validation
 from lyc_fx.graph.verify import Snapshot, verify
 

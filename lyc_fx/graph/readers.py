@@ -15,7 +15,7 @@ def reads_bank(node: Node) -> bool:
 
 
 def only_layers_read(weight: Node) -> bool:
-    """Whether a merged weight goes nowhere but to layers of the table: else it is made at each call all the same."""
+    """Whether only layers of the table read a merged weight; else it is computed at every call all the same."""
     sources = [weight]
     while (source := transpose_of(sources[-1])) is not None:
         sources.append(source)

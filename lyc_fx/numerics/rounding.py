@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.numerics.ties import single
+from lyc_fx.numerics.double_rounding import single
 
 Rounding = Callable[[Tensor, torch.dtype], Tensor]
 """Values and the dtype that they get"""

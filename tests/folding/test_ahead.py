@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lyc_fx
-from lyc_fx.checkpoint import ahead, run
+from lyc_fx.checkpoint import ahead, workers
 
 needs_advice = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    monkeypatch.setattr(run, "WINDOW", 3 << 12)
+    monkeypatch.setattr(workers, "WINDOW", 3 << 12)
     monkeypatch.setattr(ahead, "_STEP", 1 << 12)
     found: list[tuple[int, int]] = []
 

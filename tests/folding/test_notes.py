@@ -22,7 +22,7 @@ def test_notes_are_in_the_order_of_the_weights(tmp_path: Path, monkeypatch: pyte
         return [f"{target}: doubtful", f"{target}: very doubtful"]
 
     monkeypatch.setattr(Binding, "doubts", doubts)
-    monkeypatch.setattr("lyc_fx.checkpoint.run.thread_count", lambda: 4)
+    monkeypatch.setattr("lyc_fx.checkpoint.workers.thread_count", lambda: 4)
     adapters = {}
     for name in NAMES:
         adapter = random_for((LoCon, LoCon.layouts[0]), (5, 4))

@@ -8,8 +8,8 @@ from typing import Any
 from lyc_fx.errors import BadFile
 from lyc_fx.formats.reading import texts
 from lyc_fx.storage.container import start_of
-from lyc_fx.storage.outputs import PEFT_CONFIG as CONFIG
-from lyc_fx.storage.outputs import PEFT_TENSORS as TENSORS
+from lyc_fx.storage.may_overwrite import PEFT_CONFIG as CONFIG
+from lyc_fx.storage.may_overwrite import PEFT_TENSORS as TENSORS
 
 _PICKLE = "adapter_model.bin"
 

@@ -1,4 +1,4 @@
-"""Which adapters of a merged weight leave it for the activations, and why others stay."""
+"""Which adapters of a merged weight leave it for the activations. Reasons why not come from the algebra (NoChain)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

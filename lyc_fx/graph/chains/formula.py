@@ -13,7 +13,7 @@ from lyc_fx.algebra.layer import NoChain
 from lyc_fx.algebra.of_rows import OfRows
 from lyc_fx.graph.formulas import adapter_of, strength_of
 from lyc_fx.graph.layers import Call
-from lyc_fx.graph.terms import MergedWeight
+from lyc_fx.graph.merged_weight import MergedWeight
 
 Inner = Callable[[Tensor], Tensor]
 
@@ -23,13 +23,13 @@ Inner = Callable[[Tensor], Tensor]
 class Chain:
     """`layer(x, merged weight, bias)` without the merged weight.
 
-    Called with tensors by name: `x`, `weight` as the layer reads it from its merged remainder, `base` as it is stored,
-    perhaps `bias`, and the strengths and factors of the terms.
+    Called with tensors by name: `x`, `base` (the weight as it is stored), `weight` (that merged with the adapters that
+    stay in weight space, if any do), perhaps `bias`, and the strengths and factors of the terms.
     """
 
     call: Call
     made: MergedWeight
-    """With those terms alone that have a chain"""
+    """With the terms of this chain alone"""
     turned: bool
     """Whether the layer reads the transpose of the weight as it is stored"""
     casts: tuple[torch.dtype, ...]
@@ -60,7 +60,9 @@ class Chain:
         return inner(x)
 
     def _summed(self, x: Tensor, main: Inner, plain: Inner, weight: Tensor, actions: Sequence[Action]) -> Tensor:
-        """Each on the base; one that is no sum takes the pass through the layer, if the base alone is in it."""
+        """All relative to the base. One action that is no sum may use the main call of the layer, unless other adapters
+        were merged into its weight.
+        """
         maps = sorted((action for action in actions if not _is_sum(action)), key=lambda action: action.own_pass)
         lead = maps[0] if maps and not self.rest else None
         y = main(x) if lead is None else lead.act(self.call, x, main, weight)
@@ -111,7 +113,7 @@ def _once(function: Inner) -> Inner:
 
 
 def _refusing(x: Tensor, plain: Inner) -> Inner:
-    """A pass through the layer for all inputs but those that are as they were."""
+    """Refuse the unchanged input x, for which the layer would be called a second time; pass other inputs through."""
 
     def given(inputs: Tensor) -> Tensor:
         if inputs is x:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.graph.layers import Call, Site, named, transpose_of
-from lyc_fx.graph.terms import MERGED, MergedWeight, base_of, formula_of
+from lyc_fx.graph.merged_weight import MERGED, MergedWeight, base_of, formula_of
 
 _TO = torch.ops.aten.to.dtype
 

@@ -14,7 +14,7 @@ from lyc_fx.graph.layers.matmul import Matmul
 
 aten = torch.ops.aten
 REPEATS = (aten.expand.default, aten.view.default, aten._unsafe_view.default, aten.reshape.default)
-"""What makes a batch of one matrix"""
+"""Operators that repeat one matrix for a batch"""
 
 
 @final

@@ -25,7 +25,7 @@ class LayerKind(ABC):
     looks_up: ClassVar[bool] = False
     """Whether x are indices of the weight's rows"""
     conventional: ClassVar[bool] = True
-    """Whether adapter files are known to be for a weight `(out, in)` here, however it is stored"""
+    """Whether adapter files have factors `(out, in)` for this layer, however the model stores the weight"""
     of_any_two: ClassVar[bool] = False
     """Whether the operator also takes two activations: it is a layer where its weight depends on no input"""
 
@@ -37,7 +37,7 @@ class LayerKind(ABC):
     def narrow(
         self, call: "Arguments", x: Tensor, weight: Tensor, *, x_first: bool, groups: int, plain: bool
     ) -> Tensor:
-        """The operator without bias on a narrow weight, all of it or, if `plain`, only between channels."""
+        """The operator without bias on a smaller weight; `plain`: as a 1×1 convolution of stride 1 without padding."""
 
     def base(self, call: "Arguments", x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operator itself on a weight as it reads it; without a bias where that is None."""
@@ -49,7 +49,7 @@ class LayerKind(ABC):
         return weight
 
     def groups(self, node: Node) -> int:
-        """How many equal parts of the weight's first dimension see, or give, channels of their own."""
+        """The number of the convolution's groups; 1 for other layers."""
         return 1
 
     def fault(self, node: Node) -> str | None:
@@ -65,7 +65,7 @@ class LayerKind(ABC):
 @final
 @dataclass(frozen=True)
 class Arguments:
-    """An operator, and its arguments by the names in its schema; those that are tensors do not count."""
+    """An operator, and its arguments by the names in its schema; those that are tensors are placeholders."""
 
     op: torch._ops.OpOverload
     named: Mapping[str, Any]

@@ -37,7 +37,7 @@ class Term:
     strength: str
     """The name of the buffer of its set's strength"""
     share: float = 1.0
-    """What that is multiplied by here"""
+    """Block weight: what the strength is multiplied by for this weight"""
     rows: Rows | None = None
     """Of the weight in the adapters' layout, which it changes; None: all"""
 

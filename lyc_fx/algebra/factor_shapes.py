@@ -4,9 +4,9 @@ From it follow which weights factors fit, and which weight they were made for (h
 alone (`cuts`), and the shapes of new ones (`new`).
 
 A word is a size: `out` and `in` are the first two of the weight (`in` those of one group), `kernel` is all the others,
-`1` as many sizes of 1 as the kernel has, `weight` the whole shape; any other word is a rank. `out1` and `out2` (`in1`,
-`in2`) are two numbers whose product is `out` (`in`). Sizes after the first may be stored as one; `in*kernel` are so in
-new factors.
+`1` one size of 1 for each kernel dimension, `weight` the whole shape; any other word is a rank. `out1` and `out2`
+(`in1`, `in2`) are two numbers whose product is `out` (`in`). When factors are read, all sizes after the first may be
+stored as one; `in*kernel` are so in new factors.
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
 
 
 def weight_shape(dims: Dims, factors: Factors) -> tuple[int, ...]:
-    """Of the weight that factors were made for; a kernel may be missing, or part of the inputs where they are one."""
+    """Of the weight that factors were made for; the kernel may be absent, or multiplied into the inputs if it is stored so."""
     if whole(dims):
         return tuple(*(factor.shape for factor in factors.values()))
     sizes = read(dims, factors)
@@ -83,12 +83,12 @@ def parsed(dims: Dims) -> Iterator[tuple[str, list[str]]]:
 
 
 def is_core(words: list[str]) -> bool:
-    """Of a Tucker product: it has the kernel, and the inputs are another factor's."""
+    """Whether this is a Tucker core: it has the kernel, but not the inputs."""
     return "kernel" in words and not {"in", "in2"} & {*words}
 
 
 def read(dims: Dims, factors: Factors) -> dict[str, int]:
-    """The sizes that are not the weight's, each from the last factor that has it."""
+    """Ranks and Kronecker sizes; of several factors with a word the last one counts, and `fit` compares the others."""
     found = {}
     for name, words in parsed(dims):
         given = factors[name].shape
