@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-test: .venv/.test  ## ruff, mypy, pytest
+test: .venv/.test lyc_fx/passes  ## ruff, mypy, pytest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -20,6 +20,9 @@ demo: .venv/.demo  ## the main job on a real model with a real adapter
 
 bench-fold: .venv/.test  ## fold at SDXL size beside cp, LyCORIS and PEFT (ARGS=--small: a quick look)
 	$(BIN)/python benchmarks/fold.py $(ARGS)
+
+lyc_fx/passes:
+	ln -s ../passes $@  # an unpacked sdist lacks the link, which mypy needs
 
 clean:  ## remove the environment
 	rm -rf .venv

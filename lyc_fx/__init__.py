@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lyc_fx.linkless import import_passes_beside
+
 if TYPE_CHECKING:
     from lyc_fx.adapters.adapter_set import AdapterSet
     from lyc_fx.binding.report import Report
@@ -47,6 +49,9 @@ _HOMES = {
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip
+
+if _beside := import_passes_beside():
+    passes = _beside
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "choices": set(),
+    "linkless": set(),
     "extensions": {"errors"},
     "naming": {"extensions"},
     "storage": {"errors"},
@@ -121,11 +122,12 @@ def test_no_pass_imports_another() -> None:
 
 def test_packages_are_the_folders_on_disk() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "lyc_fx").rglob("__init__.py")} | {
-        "lyc_fx.passes"
-    }
-    assert set(settings["packages"]) == folders
-    assert (ROOT / "lyc_fx" / "passes").resolve() == ROOT / "passes"
+    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "lyc_fx").rglob("__init__.py")}
+    elsewhere = {"lyc_fx.passes": "passes", "lyc_fx.cli.demo.minilm": "examples/minilm"}
+    assert set(settings["packages"]) == folders | elsewhere.keys()
+    assert settings["package-dir"] == elsewhere
+    link = ROOT / "lyc_fx" / "passes"
+    assert not link.is_dir() or link.resolve() == ROOT / "passes"
 
 
 def test_the_bare_name_passes_is_not_imported() -> None:

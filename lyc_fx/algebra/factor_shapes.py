@@ -51,7 +51,7 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
 
 
 def weight_shape(dims: Dims, factors: Factors) -> tuple[int, ...]:
-    """Of the weight that factors were made for; the kernel may be absent, or multiplied into the inputs if it is stored so."""
+    """Of the weight that factors were made for; the kernel may be absent, or be part of the inputs if stored so."""
     if whole(dims):
         return tuple(*(factor.shape for factor in factors.values()))
     sizes = read(dims, factors)

@@ -12,6 +12,7 @@ from nets import CASES, one, random_for
 
 import lyc_fx
 from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.cli.demo import data
 from lyc_fx.cli.demo.data import Data
 from lyc_fx.cli.demo.excerpt import excerpt
 from lyc_fx.cli.demo.roads import require_close
@@ -90,15 +91,14 @@ def test_unknown_adapter(lyc) -> None:
     assert "'--adapter'" in said.err
 
 
-def test_data_of_the_checkout_and_of_the_working_directory(tmp_path: Path, monkeypatch) -> None:
+def test_data_of_the_checkout_and_of_the_package(tmp_path: Path, monkeypatch) -> None:
     assert Data.find(None, "locon").folder.samefile(MINILM)
-    elsewhere = tmp_path / "site-packages" / "lyc_fx" / "__init__.py"
-    monkeypatch.setattr(lyc_fx, "__file__", str(elsewhere))
-    monkeypatch.chdir(MINILM.parents[1])
-    assert Data.find(None, "locon").folder.samefile(MINILM)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadFile, match=r"site-packages/examples/minilm lacks locon.safetensors, .* and .*--data"):
+    package = tmp_path / "site-packages" / "lyc_fx" / "cli" / "demo"
+    monkeypatch.setattr(data, "__file__", str(package / "data.py"))
+    with pytest.raises(BadFile, match=r"examples.minilm lacks locon.safetensors, .* and .*demo.minilm lacks .*--data"):
         Data.find(None, "locon")
+    shutil.copytree(MINILM, package / "minilm")
+    assert Data.find(None, "locon").folder.samefile(package / "minilm")
 
 
 def test_figures_by_hand() -> None:

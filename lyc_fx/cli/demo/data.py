@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
-import lyc_fx
 from lyc_fx.errors import BadFile, Unsupported
 
 Name = Literal["locon", "loha", "lokr"]
@@ -19,16 +18,16 @@ MAX_TOKENS = 64
 @final
 @dataclass(frozen=True)
 class Data:
-    """The folder `examples/minilm`, and the name of one of its adapters."""
+    """The folder `examples/minilm`, or its copy beside this file in a wheel, and the name of one of its adapters."""
 
     folder: Path
     name: Name
 
     @classmethod
     def find(cls, folder: Path | None, name: Name) -> Self:
-        """Find the data in `folder`, or else in this checkout. Raises BadFile, which lists the missing files."""
-        inside = Path("examples", "minilm")
-        places = [folder] if folder else [Path(lyc_fx.__file__).resolve().parents[1] / inside, Path.cwd() / inside]
+        """Find the data in `folder`, else in this checkout or package. Raises BadFile, which lists what is missing."""
+        here = Path(__file__).resolve()
+        places = [folder] if folder else [here.parents[3] / "examples" / "minilm", here.parent / "minilm"]
         faults = []
         for place in places:
             found = cls(place, name)
