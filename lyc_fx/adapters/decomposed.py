@@ -1,4 +1,7 @@
-"""DoRA: weight decomposition into magnitude and direction (arXiv:2402.09353), a modifier of additive families."""
+"""DoRA: weight decomposition into magnitude and direction (arXiv:2402.09353), a modifier of additive families.
+
+It is computed by `lyc_fx.algebra.normed`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""`convert`, and its result: the converted file, and what was done for each module."""
+"""`convert`, and its result: the converted file, and what was done for each module.
+
+The exact form of an algorithm as LoRA is `Adapter.low_rank`.
+"""
 
 import os
 from collections import defaultdict

@@ -1,7 +1,8 @@
 """LyCORIS and kohya files: `<prefix>_<module path with _>.<suffix>`, or dotted module paths before the suffix.
 
-`alpha` is a tensor of one element per module. Which family a module has, its rank and its layout come from the
-suffixes and the shapes alone; nothing in the header is needed.
+The suffixes are those that the algorithms declare (`lyc_fx/algorithms/`). `alpha` is a tensor of one element per
+module. Which family a module has, its rank and its layout come from the suffixes and the shapes alone; nothing in the
+header is needed.
 """
 
 from collections.abc import Iterator, Mapping

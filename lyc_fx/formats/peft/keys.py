@@ -1,4 +1,4 @@
-"""The keys of a PEFT file: which module a key is of, and which factor it is."""
+"""Reading the keys of a PEFT file: which module a key is of, and which factor it is. (`writers` has the way back.)"""
 
 import re
 
