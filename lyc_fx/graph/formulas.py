@@ -1,6 +1,6 @@
 """Formulas of tensors as nodes of a program: traced once for all places that are alike, and inlined for each."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import final
 
 import torch
@@ -33,7 +33,7 @@ class Formulas:
         Formulas with equal keys share one trace; they may differ only in the sizes of activations.
         """
         if key not in self._traces:
-            self._traces[key] = _traced(self._gm, formula, {n: node.meta["val"] for n, node in inputs.items()})
+            self._traces[key] = traced(self._gm, formula, {n: node.meta["val"] for n, node in inputs.items()})
         return emit.inline(self._traces[key], inputs)
 
     def merge(self, emit: Emit, weight: Node, made: MergedWeight, nodes: Mapping[str, Node]) -> Node:
@@ -71,13 +71,23 @@ def strength_of(term: Term, at: Mapping[str, Tensor]) -> Tensor:
     return strength if term.share == 1 else strength * term.share
 
 
-def _traced(gm: GraphModule, formula: Formula, inputs: Mapping[str, Tensor]) -> Graph:
-    """A formula as a graph with placeholders of its inputs' names."""
+def traced(gm: GraphModule, formula: Formula, inputs: Mapping[str, Tensor]) -> Graph:
+    """A formula as a graph with placeholders of its inputs' names, which have fake values. Raises what it raises."""
     names = list(inputs)
     with fake_mode(gm), torch.no_grad():
-        traced = make_fx(lambda *values: formula(dict(zip(names, values, strict=True))), pre_dispatch=True)
-        graph = traced(*inputs.values()).graph
+        found = make_fx(lambda *values: formula(dict(zip(names, values, strict=True))), pre_dispatch=True)
+        graph = found(*_apart(inputs.values())).graph
     graph.eliminate_dead_code()
     for name, placeholder in zip(names, list(graph.find_nodes(op="placeholder")), strict=True):
         placeholder.target = name
     return graph
+
+
+def _apart(values: Iterable[Tensor]) -> list[Tensor]:
+    """The values, none of which is the same object as another: a trace could not tell the two inputs apart."""
+    found: dict[int, Tensor] = {}
+    for value in values:
+        if id(value) in found:
+            value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        found[id(value)] = value
+    return list(found.values())

@@ -1,13 +1,14 @@
 """Which adapters of a merged weight leave it for the activations. Reasons why not come from the algebra (NoChain)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, final
 
-from torch import Tensor
-
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.graph.chains.formula import Chain
+
+Attempt = Callable[[Chain], object]
+"""Traces a chain. Raises NoChain"""
 
 
 @final
@@ -24,33 +25,33 @@ class Choice:
         return tuple(position for position, reason in enumerate(self.reasons) if reason is None)
 
     @classmethod
-    def of(cls, chain: Chain, at: Mapping[str, Tensor]) -> Self:
-        """As many terms as have a chain, from that of all, tried on fake values."""
-        return cls(_from_last(chain, at) if chain.made.sequential else _each(chain, at))
+    def of(cls, chain: Chain, attempt: Attempt) -> Self:
+        """As many terms as have a chain, from that of all."""
+        return cls(_from_last(chain, attempt) if chain.made.sequential else _each(chain, attempt))
 
     def applied(self, chain: Chain) -> Chain:
         """The chain of the chosen terms, from that of all."""
         return _some(chain, self.chained)
 
 
-def _from_last(chain: Chain, at: Mapping[str, Tensor]) -> tuple[str | None, ...]:
+def _from_last(chain: Chain, attempt: Attempt) -> tuple[str | None, ...]:
     """Of a sequence: what comes after the last term without a chain."""
     count = len(chain.made.terms)
     miss: str | None = None
     for start in range(count):
-        found = _miss(_some(chain, range(start, count)), at)
+        found = _miss(_some(chain, range(start, count)), attempt)
         if found is None:
             return (*[miss] * start, *[None] * (count - start))
         miss = found
     return (miss,) * count
 
 
-def _each(chain: Chain, at: Mapping[str, Tensor]) -> tuple[str | None, ...]:
+def _each(chain: Chain, attempt: Attempt) -> tuple[str | None, ...]:
     """Of a sum: all together, or else each term that has a chain beside others."""
-    count, miss = len(chain.made.terms), _miss(chain, at)
+    count, miss = len(chain.made.terms), _miss(chain, attempt)
     if miss is None or count == 1:
         return (miss,) * count
-    return tuple(_miss(_some(chain, [position]), at) for position in range(count))
+    return tuple(_miss(_some(chain, [position]), attempt) for position in range(count))
 
 
 def _some(chain: Chain, positions: Sequence[int]) -> Chain:
@@ -58,9 +59,9 @@ def _some(chain: Chain, positions: Sequence[int]) -> Chain:
     return replace(chain, made=replace(chain.made, terms=terms), rest=len(terms) < len(chain.made.terms))
 
 
-def _miss(chain: Chain, at: Mapping[str, Tensor]) -> str | None:
+def _miss(chain: Chain, attempt: Attempt) -> str | None:
     try:
-        chain(at)
+        attempt(chain)
     except NoChain as miss:
         return str(miss)
     return None

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
 
 from lyc_fx.graph.chains.choice import Choice
 from lyc_fx.graph.chains.formula import Chain
 from lyc_fx.graph.chains.reading import Reading
-from lyc_fx.graph.formulas import Formulas, inputs_of
+from lyc_fx.graph.formulas import Formulas, inputs_of, traced
 from lyc_fx.graph.merged_weight import MERGED, formula_of
 from lyc_fx.graph.program import fake_mode
 from lyc_fx.graph.rewrite import Emit, erase_unused
@@ -33,7 +34,7 @@ class Lowering:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm, self._formulas = gm, Formulas(gm)
-        self._choices: dict[Hashable, tuple[Choice, tuple[str, ...]]] = {}
+        self._choices: dict[Hashable, tuple[Choice, tuple[str, ...], Graph | None]] = {}
         self._remainders: dict[tuple[Node, Choice], Node] = {}
 
     def lower(self, reading: Reading) -> Lowered:
@@ -53,26 +54,40 @@ class Lowering:
         )
         key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
         if key not in self._choices:
-            self._choices[key] = self._chosen(chain, inputs | inputs_of(made.terms, tensors))
-        choice, names = self._choices[key]
+            self._choices[key] = self._chosen(chain, inputs, tensors)
+        choice, names, graph = self._choices[key]
         rules = [f"{name} on {site.node.target}" for name in names]
         chained = tuple(rules[position] for position in choice.chained)
         kept = tuple((rule, why) for rule, why in zip(rules, choice.reasons, strict=True) if why is not None)
-        if chained:
+        if graph is not None:
             if kept:
                 inputs["weight"] = self._remainder(reading, choice, tensors)
-            chain = choice.applied(chain)
             emit = Emit(self._gm, at=site.node, like=site.node, by=" and ".join(dict.fromkeys(chained)))
-            inputs |= inputs_of(chain.made.terms, tensors)
-            result = self._formulas.inline(emit, chain, inputs, key)
+            result = emit.inline(graph, inputs | inputs_of(made.terms, tensors))
             site.node.replace_all_uses_with(result, propagate_meta=False)
             erase_unused(self._gm, [site.node])
         return Lowered(chained, kept)
 
-    def _chosen(self, chain: Chain, nodes: Mapping[str, Node]) -> tuple[Choice, tuple[str, ...]]:
-        values = {name: node.meta["val"] for name, node in nodes.items()}
+    def _chosen(
+        self, chain: Chain, inputs: Mapping[str, Node], tensors: Mapping[str, Node]
+    ) -> tuple[Choice, tuple[str, ...], Graph | None]:
+        """What becomes a chain, a name for each term, and the chain."""
+        traces: dict[tuple[int, ...], Graph] = {}
+
+        def values(of: Chain) -> dict[str, Tensor]:
+            nodes = {**inputs, **inputs_of(of.made.terms, tensors)} | ({"weight": inputs["base"]} if of.rest else {})
+            return {name: node.meta["val"] for name, node in nodes.items()}
+
+        def trace(attempt: Chain) -> Graph:
+            key = tuple(term.position for term in attempt.made.terms)
+            if key not in traces:
+                traces[key] = traced(self._gm, attempt, values(attempt))
+            return traces[key]
+
+        choice = Choice.of(chain, trace)
         with fake_mode(self._gm), torch.no_grad():
-            return Choice.of(chain, values), tuple(action.name for action in chain.actions(values))
+            names = tuple(action.name for action in chain.actions(values(chain)))
+        return choice, names, trace(choice.applied(chain)) if choice.chained else None
 
     def _remainder(self, reading: Reading, choice: Choice, tensors: Mapping[str, Node]) -> Node:
         """The weight merged with the terms that stay, once for all layers that read it."""
