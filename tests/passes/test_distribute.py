@@ -59,7 +59,13 @@ def _khatri_rao(out: int, inner: int, taps: int, groups: int, adapter: Adapter) 
     return (4 if core else 3) if (tucker if core else plain) < out * inner * taps else None
 
 
-@pytest.mark.parametrize(("variant", "case"), pairs(MORE_CASES, rank=2), ids=variant_id)
+PLAIN = [variant for variant in VARIANTS if "magnitude" not in variant[1]]
+"""Given norms are tried on every layer in test_layer_kinds, and here on two with every structure"""
+NORMED = [variant for variant in VARIANTS if variant not in PLAIN]
+TRIED = [*pairs(MORE_CASES, PLAIN, rank=2), *pairs([LINEAR, CONV], NORMED, rank=2)]
+
+
+@pytest.mark.parametrize(("variant", "case"), TRIED, ids=variant_id)
 def test_fires_exactly_where_a_chain_exists_and_keeps_the_numbers(variant: Variant, case: Case) -> None:
     adapter = certain(variant, case.logical, rank=2 if variant[0].name == "loha" else 3)
     before = adapted(case, adapter)
