@@ -91,7 +91,7 @@ class Normed(Action):
 
     def _ratio_of(self, weight: Tensor) -> Tensor:
         """ρ from W without forming V, as a vector."""
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        weight = weight if weight.dtype.itemsize >= 4 else weight.float()  # torch promotes no float8
         axis = self.axis(weight.shape)
         dot, squares = self.structure.dot(weight, axis), self.structure.squares(weight.shape, axis)
         change = 2 * dot + self.scale * squares

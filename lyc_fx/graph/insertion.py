@@ -35,12 +35,11 @@ class Insertion:
         device = nodes[0].meta["val"].device
         terms = tuple(self._term(i, name, each, bound, device) for i, each in enumerate(bound))
         made = MergedWeight(terms, described.transposed, self._binding.sequential)
-        factors = {
-            place: nn.Parameter(factor.detach().clone(), requires_grad=factor.is_floating_point())
-            for each, term in zip(bound, terms, strict=True)
-            for (field, place) in term.places.items()  # a copy: training the program must not change the adapter set
-            for factor in [each.adapter.factors()[field].to(device)]
-        }
+        factors: dict[str, nn.Parameter] = {}
+        for each, term in zip(bound, terms, strict=True):
+            for field, factor in each.adapter.to_device(device).factors().items():
+                own = factor.detach().clone()  # training the program must not change the adapter set
+                factors[term.places[field]] = nn.Parameter(own, requires_grad=own.is_floating_point())
         found: dict[str, Node] = {}
         for node in nodes:
             reader = min(node.users, key=self._order.__getitem__)

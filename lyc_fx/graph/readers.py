@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch.fx import Node
 
 from lyc_fx.graph.layers import REPEATS, transpose_of, weight_of
 from lyc_fx.graph.program import BANK
 from lyc_fx.graph.rewrite import EMITTED
+
+METADATA = torch.ops.aten._assert_tensor_metadata.default
+"""What `Tensor.to` is captured with: it reads the dtype and the device alone"""
+_TO = torch.ops.aten.to.dtype
 
 
 def reads_bank(node: Node) -> bool:
@@ -24,7 +29,9 @@ def only_layers_read(weight: Node) -> bool:
 
 def read_as_weight(source: Node, user: Node) -> bool:
     """Whether a node reads another as the weight of a layer, perhaps through transposes and copies."""
-    if transpose_of(user) is source:
+    if user.target is METADATA:
+        return True
+    if transpose_of(user) is source or user.target is _TO:
         return all(read_as_weight(user, each) for each in user.users)
     if user.meta.get(EMITTED):  # another layer's formula
         return True

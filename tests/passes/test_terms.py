@@ -235,3 +235,17 @@ def test_a_base_is_cast_as_the_model_casts_it() -> None:
     for strength in before.buffers():
         strength.fill_(0.0)
     torch.testing.assert_close(after(x), before(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2], ids=["inputs", "outputs"])
+def test_norms_of_a_float8_weight(rank: int) -> None:
+    """torch promotes no float8; and what asks for a weight's dtype alone does not keep the merged one."""
+    model, x = Cast(torch.float32), torch.randn(3, 6)
+    model.layer.weight = nn.Parameter(model.layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    before = lyc_fx.splice(lyc_fx.capture(model, (x,)), many(layer=made("locon", EVEN, "magnitude", rank=rank)), 0.7)
+    after = lyc_fx.lower(before, check=True)
+    assert fired(after) == 1 and not misses(after) and not merged(after)
+    wide = Cast()
+    wide.load_state_dict(model.state_dict())
+    lyc_fx.merge(wide, many(layer=made("locon", EVEN, "magnitude", rank=rank)), 0.7)
+    torch.testing.assert_close(after(x), wide(x), rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ from lyc_fx.graph.chains.reading import Reading
 from lyc_fx.graph.formulas import Formulas, inputs_of, traced
 from lyc_fx.graph.merged_weight import MERGED, formula_of
 from lyc_fx.graph.program import fake_mode
+from lyc_fx.graph.readers import METADATA
 from lyc_fx.graph.rewrite import Emit, erase_unused
 
 
@@ -66,6 +67,7 @@ class Lowering:
             result = emit.inline(graph, inputs | inputs_of(made.terms, tensors))
             site.node.replace_all_uses_with(result, propagate_meta=False)
             erase_unused(self._gm, [site.node])
+            _release(self._gm, reading)
         return Lowered(chained, kept)
 
     def _chosen(
@@ -100,3 +102,11 @@ class Lowering:
             node.meta[MERGED] = replace(made, formula=formula_of(node))
             self._remainders[key] = node
         return self._remainders[key]
+
+
+def _release(gm: GraphModule, reading: Reading) -> None:
+    """Let what asks for the dtype of a merged weight alone ask the base, which has the same."""
+    if not reading.merged._erased:
+        for user in [user for user in reading.merged.users if user.target is METADATA]:
+            user.replace_input_with(reading.merged, reading.base)
+        erase_unused(gm, [reading.merged])
