@@ -1,61 +1,23 @@
-"""Adapters that come and go: bits, failures, compiled models, and where the base is kept."""
+"""Adapters that come and go: bits, failures, compiled models."""
 
-import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from nets import many, random_for
-from safetensors.torch import load_file, save_file
+from nets import many
+from safetensors.torch import save_file
+from swaps import A, B, Chain, adapter, bits, net
 from torch import Tensor, nn
 
 import lyc_fx
-from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet
-from lyc_fx.algorithms import FAMILIES
-from lyc_fx.errors import BadAdapter, BadFile, Unsupported
+from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.merging import blocks, blockwise
-
-FAMILY = {family.name: family for family in FAMILIES}
-
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::lyc_fx.binding.report.NothingChanged"
 )  # a merge of {} is among the choices
-
-
-def net(dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.ModuleDict({name: nn.Linear(8, 8) for name in "abc"}).to(dtype).eval()
-
-
-class Chain(nn.Module):
-    """Three layers in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers.values():
-            x = layer(x).tanh()
-        return x
-
-
-def adapter(kind: str, seed: int) -> Adapter:
-    made = random_for((FAMILY[kind], FAMILY[kind].layouts[0]), (8, 8), rank=2, seed=seed)
-    assert made is not None
-    return made
-
-
-A = many(a=adapter("locon", 0), b=adapter("loha", 1))
-B = many(b=adapter("lokr", 2), c=adapter("diag-oft", 3))
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    return {n: t.contiguous().view(torch.uint8).numpy().tobytes() for n, t in model.state_dict().items()}
 
 
 @pytest.fixture(params=["memory", "disk", "folder", "checkpoint"])
@@ -213,51 +175,3 @@ def test_a_weight_that_something_else_changed() -> None:
         model.a.weight.add_(1)
     with pytest.raises(Unsupported, match=r"a\.weight was changed by something else"):
         live.set({A: 0.5})
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda t: t.pop("a.weight"), r"has no a\.weight"),
-        (lambda t: t.update({"a.weight": t["a.weight"].float()}), r"a\.weight is \(8, 8\) torch\.float32"),
-        (lambda t: t["a.weight"].add_(1), r"a\.weight has other values"),
-    ],
-)
-def test_a_file_that_is_not_the_base(change: Callable[[dict[str, Tensor]], object], why: str, tmp_path: Path) -> None:
-    tensors = copy.deepcopy(dict(net().state_dict()))
-    change(tensors)
-    save_file(tensors, tmp_path / "base.safetensors")
-    model = net()
-    with pytest.raises(BadFile, match=why):
-        lyc_fx.live(model, tmp_path / "base.safetensors").set({A: 1.0})
-    assert bits(model) == bits(net())
-    assert set(load_file(tmp_path / "base.safetensors")) == set(tensors)
-
-
-def test_keeps_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="a folder or a safetensors file"):
-        lyc_fx.live(net(), "memroy")
-    if not torch.cuda.is_available():
-        with pytest.raises(Unsupported, match="needs a CUDA device"):
-            lyc_fx.live(net(), "pinned")
-    missing = tmp_path / "gone"
-    missing.mkdir()
-    live = lyc_fx.live(model := net(), missing)
-    os.rmdir(missing)
-    with pytest.raises(BadFile, match="gone"):
-        live.set({A: 1.0})
-    assert bits(model) == bits(net())
-
-
-def test_the_store_is_closed_even_if_the_base_cannot_be_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise OSError("the device is gone")
-
-    net = nn.Sequential(nn.Linear(6, 15))
-    live = lyc_fx.live(net)
-    closed: list[bool] = []
-    monkeypatch.setattr(live._store, "close", lambda: closed.append(True))
-    monkeypatch.setattr(live, "restore", broken)
-    with pytest.raises(OSError, match="the device is gone"), live:
-        assert not closed
-    assert closed == [True]
