@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from lyc_fx.graph.plan import Plan
     from lyc_fx.graph.program import history
     from lyc_fx.graph.show import show
+    from lyc_fx.graph.staging import restage
     from lyc_fx.graph.stand_in import stand_in
-    from lyc_fx.graph.verbs import evaluate, fold, lower, report, splice
+    from lyc_fx.graph.verbs import evaluate, fold, lower, report, splice, stage
     from lyc_fx.inspection.coverage import coverage
     from lyc_fx.model.merge import merge
     from lyc_fx.model.swap import Live, live
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
     "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "export", "fold", "fold_checkpoint",
-    "history", "live", "load", "lower", "merge", "register", "report", "show", "splice", "stand_in",
+    "history", "live", "load", "lower", "merge", "register", "report", "restage", "show", "splice", "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
@@ -44,8 +45,8 @@ _HOMES = {
     "capture": "graph.capture", "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs",
     "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
-    "register": "registering", "report": "graph.verbs", "show": "graph.show", "splice": "graph.verbs",
-    "stand_in": "graph.stand_in",
+    "register": "registering", "report": "graph.verbs", "restage": "graph.staging", "show": "graph.show",
+    "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip

@@ -6,6 +6,7 @@
 | `canonicalize.Canonicalize` | what means nothing goes; one order of sums |
 | `distribute.Distribute` | from weight space to chains on activations |
 | `narrow.Narrow` | formulas that stay with the weight are computed in float32 |
+| `stage.Stage` | what depends on stored tensors alone is computed once per change of adapters |
 | `fold.Fold` | adapted weights are evaluated, and stored under their own names |
 | `evaluate.Evaluate` | a training program becomes the evaluation program |
 

@@ -14,9 +14,10 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.graph.chains import Lowering, Reading
+from lyc_fx.graph.constants import cone
 from lyc_fx.graph.layers import sites, transpose_of
 from lyc_fx.graph.pipeline import done
-from lyc_fx.graph.readers import cone, only_layers_read, read_as_weight, reads_bank
+from lyc_fx.graph.readers import only_layers_read, read_as_weight, reads_bank
 from lyc_fx.graph.rewrite import EMITTED
 from lyc_fx.graph.steps import Missed
 

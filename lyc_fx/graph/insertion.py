@@ -11,9 +11,9 @@ from torch.fx import GraphModule, Node
 from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph.formulas import Formulas
-from lyc_fx.graph.merged_weight import MERGED, MergedWeight, Term, formula_of
+from lyc_fx.graph.merged_weight import MergedWeight, Term, formula_of
 from lyc_fx.graph.program import BANK
-from lyc_fx.graph.rewrite import Emit
+from lyc_fx.graph.rewrite import MERGED, Emit
 
 
 @final

@@ -13,10 +13,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.graph.constants import cone
 from lyc_fx.graph.rewrite import EMITTED, RESHAPES
 
-MERGED = "lyc_fx_merged"
-"""The key of `node.meta` under which a `MergedWeight` lies"""
 Rows = tuple[int, int]
 aten = torch.ops.aten
 _TIMES = (aten.mul.Tensor, aten.mul.Scalar)
@@ -102,6 +101,12 @@ def base_of(merged: Node) -> Node | None:
     inputs = {source for node in _formula(merged) for source in node.all_input_nodes}
     bases = [source for source in inputs if not source.meta.get(EMITTED)]
     return bases[0] if len(bases) == 1 else None
+
+
+def tensors_of(merged: Node, made: MergedWeight) -> dict[str, Node]:
+    """The nodes that give the strengths and factors of a merged weight, by name."""
+    wanted = {name for term in made.terms for name in term.names}
+    return {str(node.target): node for node in cone(merged) if node.op == "get_attr" and str(node.target) in wanted}
 
 
 def _formula(merged: Node) -> list[Node]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from lyc_fx.binding.report import Report
 from lyc_fx.errors import InvalidGraph, WrongArgument
@@ -47,6 +47,8 @@ class Facts:
     """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
     """The report of the last splice"""
+    staging: Graph | None = None
+    """Computes the staged values (`lyc_fx.graph.staging`)"""
     steps: tuple[Step, ...] = ()
     """The passes that have run, oldest first"""
 

@@ -1,12 +1,10 @@
 """What depends on spliced adapters, and who reads a merged weight."""
 
-from collections.abc import Iterator
-
 import torch
 from torch.fx import Node
 
+from lyc_fx.graph.constants import cone, in_bank
 from lyc_fx.graph.layers import REPEATS, transpose_of, weight_of
-from lyc_fx.graph.program import BANK
 from lyc_fx.graph.rewrite import EMITTED
 
 METADATA = torch.ops.aten._assert_tensor_metadata.default
@@ -16,7 +14,7 @@ _TO = torch.ops.aten.to.dtype
 
 def reads_bank(node: Node) -> bool:
     """Whether a weight depends on a spliced adapter."""
-    return any(n.op == "get_attr" and str(n.target).startswith(f"{BANK}.") for n in cone(node))
+    return any(map(in_bank, cone(node)))
 
 
 def only_layers_read(weight: Node) -> bool:
@@ -38,13 +36,3 @@ def read_as_weight(source: Node, user: Node) -> bool:
     if user.target in REPEATS:
         return all(read_as_weight(source, each) for each in user.users)
     return weight_of(user) is source
-
-
-def cone(node: Node) -> Iterator[Node]:
-    """A node and all that it is computed from."""
-    seen, pending = {node}, [node]
-    while pending:
-        current = pending.pop()
-        yield current
-        pending += [i for i in current.all_input_nodes if i not in seen]
-        seen.update(current.all_input_nodes)

@@ -20,6 +20,7 @@ from lyc_fx.passes.evaluate import Evaluate
 from lyc_fx.passes.fold import Fold
 from lyc_fx.passes.narrow import Narrow
 from lyc_fx.passes.splice import Splice
+from lyc_fx.passes.stage import Stage
 
 
 def splice(
@@ -92,6 +93,18 @@ def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = F
     that holds NaN or infinity (unless `allow_nonfinite`), and for a merged one that overflows.
     """
     return pipeline.run(adapted, Fold(allow_nonfinite), check=check)
+
+
+def stage(lowered: GraphModule) -> GraphModule:
+    """Compute what depends on factors, strengths and weights alone once, instead of at every call.
+
+    Norms, rotations, cast factors and merged weights of a lowered (or just spliced) program become buffers, outside of
+    its state dict. After factors or strengths have changed, `lyc_fx.restage(result)` computes them anew, in place.
+    The result is for running: its factors are no parameters any more.
+
+    Raises InvalidGraph for a program that is staged already, or whose weights have no values.
+    """
+    return pipeline.run(lowered, Stage())
 
 
 def evaluate(program: GraphModule) -> GraphModule:

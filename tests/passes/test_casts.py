@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 import lyc_fx
-from lyc_fx.graph.merged_weight import MERGED
+from lyc_fx.graph.rewrite import MERGED
 
 
 def merged(program: GraphModule) -> list[Node]:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 import lyc_fx
-from lyc_fx.graph.merged_weight import MERGED, MergedWeight
+from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.plan import Plan
-from lyc_fx.graph.rewrite import EMITTED, Emit
+from lyc_fx.graph.rewrite import EMITTED, MERGED, Emit
 
 aten = torch.ops.aten
 

@@ -12,10 +12,10 @@ from lyc_fx.graph.chains.choice import Choice
 from lyc_fx.graph.chains.formula import Chain
 from lyc_fx.graph.chains.reading import Reading
 from lyc_fx.graph.formulas import Formulas, inputs_of, traced
-from lyc_fx.graph.merged_weight import MERGED, formula_of
+from lyc_fx.graph.merged_weight import formula_of
 from lyc_fx.graph.program import fake_mode
 from lyc_fx.graph.readers import METADATA
-from lyc_fx.graph.rewrite import Emit, erase_unused
+from lyc_fx.graph.rewrite import MERGED, Emit, erase_unused
 
 
 @final

@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.graph.layers import Call, Site, named, transpose_of
-from lyc_fx.graph.merged_weight import MERGED, MergedWeight, base_of, formula_of
+from lyc_fx.graph.merged_weight import MergedWeight, base_of, formula_of, tensors_of
+from lyc_fx.graph.rewrite import MERGED
 
 _TO = torch.ops.aten.to.dtype
 
@@ -82,16 +83,7 @@ class Reading:
     @property
     def tensors(self) -> dict[str, Node]:
         """The nodes that give strengths and factors, by name."""
-        wanted = {name for term in self.made.terms for name in term.names}
-        found: dict[str, Node] = {}
-        seen, pending = {self.merged}, [self.merged]
-        while pending:
-            node = pending.pop()
-            if node.op == "get_attr" and str(node.target) in wanted:
-                found[str(node.target)] = node
-            pending += [each for each in node.all_input_nodes if each not in seen]
-            seen.update(node.all_input_nodes)
-        return found
+        return tensors_of(self.merged, self.made)
 
 
 def _is_cast_of_activations(dtype: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, final
 from torch.fx import GraphModule, Node
 
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.graph.rewrite.emit import Emit, erase_unused
+from lyc_fx.graph.rewrite.emit import EMITTED, MERGED, Emit, erase_unused
 from lyc_fx.graph.rewrite.pattern import Bindings, Miss, Op
 from lyc_fx.graph.steps import Missed
 
@@ -85,6 +85,8 @@ def _first(gm: GraphModule, node: Node, rules: Sequence[Rule]) -> Rule | tuple[R
         if not isinstance(result, Miss):
             replacement = rule.replace(Emit(gm, at=node, like=node, by=rule.name), result)
             if isinstance(replacement, Node):
+                if MERGED in node.meta and replacement.meta.get(EMITTED):
+                    replacement.meta.setdefault(MERGED, node.meta[MERGED])
                 node.replace_all_uses_with(replacement, propagate_meta=False)
                 erase_unused(gm, [node])
                 return rule

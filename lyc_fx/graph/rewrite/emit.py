@@ -15,6 +15,8 @@ from lyc_fx.graph.propagation import mark, propagate
 _KEPT = ("nn_module_stack", "custom")
 EMITTED = "lyc_fx"
 """Marks, in `node.meta`, the nodes that capture did not make, with the rule or pass that did."""
+MERGED = "lyc_fx_merged"
+"""The key of `node.meta` under which splice notes what a merged weight is made of (`lyc_fx.graph.merged_weight`)"""
 
 
 @final
@@ -36,9 +38,9 @@ class Emit:
         propagate(node, self._mode)
         return node
 
-    def tensor(self, name: str, tensor: Tensor) -> Node:
+    def tensor(self, name: str, tensor: Tensor, *, persistent: bool = True) -> Node:
         """A node that reads a new parameter or buffer, which is stored under `name`."""
-        set_tensor(self._gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else True)
+        set_tensor(self._gm, name, tensor, persistent=None if isinstance(tensor, nn.Parameter) else persistent)
         with self._gm.graph.inserting_before(self._at):
             node = self._gm.graph.get_attr(name)
         node.meta |= self._provenance | {"val": fake(self._gm, tensor)}

@@ -1,0 +1,73 @@
+"""Staged values: buffers of a program, and the graph over its tensors that computes them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from lyc_fx.errors import InvalidGraph, WrongArgument
+from lyc_fx.graph.constants import cone, evaluated
+from lyc_fx.graph.copies import set_tensor
+from lyc_fx.graph.program import BANK, captured, facts, get_tensor, remember, tensors, without_autocast
+
+STAGED = f"{BANK}.staged"
+"""The submodule that holds the buffers"""
+
+
+def staging_graph(roots: Mapping[str, Node]) -> Graph:
+    """A graph over a program's tensors whose output maps the names of buffers to the nodes that compute them."""
+    graph, copies = Graph(), dict[Node, Node]()
+    for node in cone(*roots.values()):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output({name: copies[root] for name, root in roots.items()})
+    return graph
+
+
+def staged_values(gm: GraphModule) -> dict[str, Tensor]:
+    """Compute every staged value anew, by the name of its buffer."""
+    names = {node: name for name, node in _results(gm).items()}
+    return {names[node]: value for node, value in evaluated(gm, names)}
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def restage(program: GraphModule) -> None:
+    """Compute the staged values of a program anew, in place, after its factors or strengths have changed.
+
+    The buffers stay what and where they are: what was compiled is not compiled again.
+
+    Raises WrongArgument for a program that `lyc_fx.stage` has not made, and InvalidGraph for weights without values.
+    """
+    names = {node: name for name, node in _results(captured(program)).items()}
+    with without_autocast():
+        for node, value in evaluated(program, names):
+            get_tensor(program, names[node]).copy_(value)
+
+
+def freeze_factors(gm: GraphModule) -> None:
+    """Make buffers of all factors: a program in which some are staged would train the others alone."""
+    for name, tensor in tensors(gm).items():
+        if name.startswith(f"{BANK}.") and isinstance(tensor, nn.Parameter):
+            set_tensor(gm, name, tensor.detach(), persistent=True)
+
+
+def note_staging(gm: GraphModule, graph: Graph) -> None:
+    """Record how the staged values of a program are computed. Raises InvalidGraph if it has some already."""
+    if facts(gm).staging is not None:
+        raise InvalidGraph("the program is staged already: after a change of factors or strengths call lyc_fx.restage")
+    remember(gm, staging=graph)
+
+
+def staged_bytes(gm: GraphModule) -> int:
+    """The memory that staged values take, in bytes."""
+    return sum(tensor.nbytes for name, tensor in tensors(gm).items() if name.startswith(f"{STAGED}."))
+
+
+def _results(gm: GraphModule) -> dict[str, Node]:
+    graph = facts(gm).staging
+    if graph is None:
+        raise WrongArgument("the program has no staged values: lyc_fx.stage makes one that has")
+    results: Any = graph.output_node().args[0]
+    return dict(results)

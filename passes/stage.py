@@ -1,0 +1,55 @@
+"""stage: what depends on stored tensors alone becomes a program of its own, which runs once per change of adapters.
+
+Norms of changed weights, rotations, Khatri–Rao factors, factors in the activations' dtype, merged weights that no chain
+replaces: a lowered program computes them anew at every call. Here each such result becomes a buffer
+`lyc_fx.staged.<n>`, and what computes it a graph that `restage` runs again. Merged weights are computed as for a fold,
+correctly rounded, even if `narrow` has made their formula cheaper.
+
+Factors become buffers, which share memory with those of the given program: a staged program runs, and does not train.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from lyc_fx.graph.constants import adapted_roots
+from lyc_fx.graph.formulas import Formulas
+from lyc_fx.graph.merged_weight import base_of, formula_of, tensors_of
+from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.rewrite import MERGED, Emit, erase_unused
+from lyc_fx.graph.staging import STAGED, freeze_factors, note_staging, staged_values, staging_graph
+
+
+@final
+@dataclass(frozen=True)
+class Stage(PassBase):
+    """No options."""
+
+    def call(self, gm: GraphModule) -> PassResult:
+        _widen(gm)
+        roots = {f"{STAGED}.{n}": root for n, root in enumerate(adapted_roots(gm))}
+        graph = staging_graph(roots)
+        note_staging(gm, graph)
+        values = staged_values(gm)
+        for name, root in roots.items():
+            emit = Emit(gm, at=root, like=root, by="stage")
+            buffer = emit.tensor(name, values[name].detach().clone(), persistent=False)
+            root.replace_all_uses_with(buffer, propagate_meta=False)
+            erase_unused(gm, [root])
+        freeze_factors(gm)
+        return done(gm, "stage", len(roots))
+
+
+def _widen(gm: GraphModule) -> None:
+    """Compute merged weights that stay in the program as splice wrote them."""
+    formulas = Formulas(gm)
+    for node in [node for node in gm.graph.nodes if MERGED in node.meta]:
+        made, base = node.meta[MERGED], base_of(node)
+        if base is None or formula_of(node) != made.formula:
+            continue
+        wide = formulas.merge(Emit(gm, at=node, like=node, by="splice"), base, made, tensors_of(node, made))
+        wide.meta[MERGED] = made
+        node.replace_all_uses_with(wide, propagate_meta=False)
+        erase_unused(gm, [node])
