@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from lyc_fx.formats import load
     from lyc_fx.graph.capture import capture
+    from lyc_fx.graph.exchange import exchange
     from lyc_fx.graph.export import export
     from lyc_fx.graph.plan import Plan
     from lyc_fx.graph.program import history
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
-    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "export", "fold", "fold_checkpoint",
-    "history", "live", "load", "lower", "merge", "register", "report", "restage", "show", "splice", "stage", "stand_in",
+    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "exchange", "export", "fold",
+    "fold_checkpoint", "history", "live", "load", "lower", "merge", "register", "report", "restage", "show", "splice",
+    "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters.adapter_set", "Live": "model.swap", "Plan": "graph.plan", "Report": "binding.report",
     "capture": "graph.capture", "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs",
-    "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
+    "exchange": "graph.exchange", "export": "graph.export", "fold": "graph.verbs",
+    "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
     "register": "registering", "report": "graph.verbs", "restage": "graph.staging", "show": "graph.show",
     "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",

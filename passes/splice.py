@@ -12,14 +12,16 @@ from typing import final
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.binding.bind import bind
+from lyc_fx.adapters.padding import Room
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.stack import Stack
 from lyc_fx.binding.twins import Twins, twins
 from lyc_fx.errors import BadAdapter, InvalidGraph
 from lyc_fx.graph.insertion import Insertion
+from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.places import Known, Places
 from lyc_fx.graph.program import BANK, aliases, facts, fake_mode, get_tensor, remember
 from lyc_fx.graph.targets import described, known_as, stored, targets
 
@@ -30,10 +32,13 @@ _NAMED = 5
 @final
 @dataclass(frozen=True)
 class Splice(PassBase):
-    """Options: the adapter sets, their strengths and how they combine; whether a key without a weight is an error."""
+    """Options: the adapter sets, their strengths and how they combine; whether a key without a weight is an error; the
+    room for others in their place.
+    """
 
     stack: Stack
     strict: bool = True
+    room: Room | None = None
 
     def call(self, gm: GraphModule) -> PassResult:
         if hasattr(gm, BANK):
@@ -43,27 +48,23 @@ class Splice(PassBase):
         weights = {name: described(name, nodes[0], found) for name, nodes in found.items()}
         kept = stored(gm)
         fused = twins({name: get_tensor(gm, name) for name in kept})
-        binding = bind(
-            self.stack,
-            kept | weights,
-            strict=self.strict,
-            aliases=known_as(gm),
-            same=fused,
-            elsewhere=lambda: facts(gm).on_disk,
-        )
+        known = Known(kept | weights, known_as(gm), fused, facts(gm).on_disk)
+        binding = known.bind(self.stack, strict=self.strict)
         _refuse_inseparable(gm, binding)
         _refuse_unread(binding, found, fused, strict=self.strict)
-        insertion = Insertion(gm, binding)
-        fired, notes = 0, []
+        insertion = Insertion(gm, binding, self.room)
+        fired, notes, inserted = 0, [], dict[str, MergedWeight]()
         for name in binding.targets:
             nodes = [node for node in found.get(name, ()) if node.users]
             if not nodes:
                 notes.append(f"{name} is not read by the captured graph: its adapters have no effect here")
-            elif binding.active(name):
+            elif insertion.bound(name):
                 notes += _doubts(gm, nodes[0], name, binding, weights[name])
-                insertion.insert(name, weights[name], nodes)
+                inserted[name] = insertion.insert(name, weights[name], nodes)
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
+        if self.room is not None:
+            remember(gm, places=Places(self.room, known, inserted))
         return done(gm, "splice", fired)
 
 

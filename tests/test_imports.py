@@ -28,10 +28,11 @@ MAY: dict[str, set[str]] = {
     "base": {"errors", "naming"},
     "binding": {"adapters", "algorithms", "base", "choices", "errors", "formats", "merging", "naming"},
     "graph": {
-        "adapters", "algebra", "base", "binding", "errors", "extensions", "merging", "naming", "numerics", "storage"
+        "adapters", "algebra", "base", "binding", "choices", "errors", "extensions", "merging", "naming", "numerics",
+        "storage",
     },
-    "passes": {"algebra", "binding", "errors", "graph", "merging", "numerics"},
-    "verbs": {"binding", "choices", "errors", "graph", "passes"},
+    "passes": {"adapters", "algebra", "binding", "errors", "graph", "merging", "numerics"},
+    "verbs": {"adapters", "binding", "choices", "errors", "graph", "passes"},
     "model": {"adapters", "base", "binding", "choices", "errors", "graph", "merging", "naming", "storage"},
     "checkpoint": {
         "adapters", "algorithms", "binding", "choices", "errors", "graph", "merging", "naming", "numerics", "storage"

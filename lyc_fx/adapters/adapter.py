@@ -119,9 +119,10 @@ class Adapter(ABC):
     @property
     def scale(self) -> float:
         """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so)."""
-        if not self.uses_alpha or not self.alpha or self.rank is None:
+        alpha = self.alpha  # in programs whose adapters can be exchanged it is traced, as a tensor
+        if not self.uses_alpha or self.rank is None or alpha is None or (isinstance(alpha, (int, float)) and not alpha):
             return 1.0
-        return self.alpha / self.rank
+        return alpha / self.rank
 
     def rows(self, start: int, stop: int, shape: Shape) -> "Adapter":
         """The adapter of some output rows alone: `rows(a, b, W.shape).apply(W[a:b], s) = apply(W, s)[a:b]`, exactly.

@@ -85,4 +85,5 @@ class Additive(Shaped):
         return self.product(shape) * self.scale
 
     def action(self, strength: Strength) -> Action:
-        return Added(self.expression(), strength if self.scale == 1 else strength * self.scale)
+        scale = self.scale
+        return Added(self.expression(), strength if isinstance(scale, float) and scale == 1 else strength * scale)

@@ -1,7 +1,8 @@
 """Formulas of tensors as nodes of a program: traced once for all places that are alike, and inlined for each."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import final
+from dataclasses import replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -56,19 +57,24 @@ def inputs_of(terms: tuple[Term, ...], nodes: Mapping[str, Node]) -> dict[str, N
     found = {}
     for term in terms:
         found[f"strength_{term.position}"] = nodes[term.strength]
-        found |= {f"{field}_{term.position}": nodes[place] for field, place in term.places.items()}
+        found |= {f"{field}_{term.position}": nodes[place] for field, place in {**term.places, **term.numbers}.items()}
     return found
 
 
 def adapter_of(term: Term, at: Mapping[str, Tensor]) -> Adapter:
     """A term's adapter with the factors that a formula reads."""
-    return term.adapter.with_factors({field: at[f"{field}_{term.position}"] for field in term.places})
+    adapter = term.adapter.with_factors({field: at[f"{field}_{term.position}"] for field in term.places})
+    if "alpha" in term.numbers:
+        alpha: Any = at[f"alpha_{term.position}"]  # traced: see `Adapter.scale`
+        return replace(adapter, alpha=alpha)
+    return adapter
 
 
 def strength_of(term: Term, at: Mapping[str, Tensor]) -> Tensor:
     """A term's strength."""
     strength = at[f"strength_{term.position}"]
-    return strength if term.share == 1 else strength * term.share
+    share = at[f"share_{term.position}"] if "share" in term.numbers else term.share
+    return strength if isinstance(share, float) and share == 1 else strength * share
 
 
 def traced(gm: GraphModule, formula: Formula, inputs: Mapping[str, Tensor]) -> Graph:

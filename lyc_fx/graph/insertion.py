@@ -5,38 +5,41 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from lyc_fx.adapters.padding import Room
 from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph.formulas import Formulas
-from lyc_fx.graph.merged_weight import MergedWeight, Term, formula_of
+from lyc_fx.graph.merged_weight import MergedWeight, Term, formula_of, without_values
 from lyc_fx.graph.program import BANK
 from lyc_fx.graph.rewrite import MERGED, Emit
 
 
 @final
 class Insertion:
-    """Of one binding, into one program."""
+    """Of one binding, into one program; with `room`, such that other adapters can take the place of these."""
 
-    def __init__(self, gm: GraphModule, binding: Binding) -> None:
-        self._gm, self._binding, self._formulas = gm, binding, Formulas(gm)
+    def __init__(self, gm: GraphModule, binding: Binding, room: Room | None = None) -> None:
+        self._gm, self._binding, self._room, self._formulas = gm, binding, room, Formulas(gm)
         self._order = {node: position for position, node in enumerate(gm.graph.nodes)}
         self._first = next(iter(self._order))
         self._strengths: dict[str, Node] = {}
 
-    def insert(self, name: str, described: Weight, nodes: Sequence[Node]) -> None:
+    def insert(self, name: str, described: Weight, nodes: Sequence[Node]) -> MergedWeight:
         """Let all that reads these nodes, which give the weight of this name, read the merged weight instead.
 
         There are several where each call of a module under weight norm computes its weight anew: they share factors.
         """
-        bound = self._binding.active(name)
+        bound = self.bound(name)
         device = nodes[0].meta["val"].device
         terms = tuple(self._term(i, name, each, bound, device) for i, each in enumerate(bound))
         made = MergedWeight(terms, described.transposed, self._binding.sequential)
-        factors: dict[str, nn.Parameter] = {}
+        factors: dict[str, Tensor] = {}
         for each, term in zip(bound, terms, strict=True):
+            for number, value in self._numbers(each).items():
+                factors[term.numbers[number]] = torch.tensor(value, dtype=torch.float64, device=device)
             for field, factor in each.adapter.to_device(device).factors().items():
                 own = factor.detach().clone()  # training the program must not change the adapter set
                 factors[term.places[field]] = nn.Parameter(own, requires_grad=own.is_floating_point())
@@ -51,11 +54,24 @@ class Insertion:
             result.meta[MERGED] = replace(made, formula=formula_of(result))
             for user in users:
                 user.replace_input_with(node, result)
+        return made
+
+    def bound(self, name: str) -> list[Bound]:
+        """The adapters to insert for a weight: what has no effect now may have one later, where there is room."""
+        if self._room is None:
+            return self._binding.active(name)
+        return [replace(b, adapter=self._room.padded(b.adapter)) for b in self._binding.targets.get(name, ())]
 
     def _term(self, i: int, name: str, bound: Bound, others: Sequence[Bound], device: torch.device) -> Term:
         path = f"{BANK}.{bound.index}.{_path(name, bound, others)}"
         places = {field: f"{path}.{field}" for field in bound.adapter.factors()}
-        return Term.of(i, bound.adapter, places, self._strength(bound, device), bound.factor, bound.rows)
+        numbers = {number: f"{path}.{number}" for number in self._numbers(bound)}
+        adapter = without_values(bound.adapter) if self._room is None else self._room.form(bound.adapter)
+        share = 1.0 if numbers else bound.factor
+        return Term(i, adapter, places, self._strength(bound, device), share, bound.rows, numbers)
+
+    def _numbers(self, bound: Bound) -> dict[str, float]:
+        return {} if self._room is None else self._room.numbers(bound.adapter, bound.factor)
 
     def _strength(self, bound: Bound, device: torch.device) -> str:
         """The buffer of an adapter set's strength, read at the top of the graph."""

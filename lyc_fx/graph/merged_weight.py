@@ -5,8 +5,8 @@ Lowering reads this, and never guesses it from operators.
 
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Self, final
+from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from torch.fx import Node
@@ -39,25 +39,26 @@ class Term:
     """Block weight: what the strength is multiplied by for this weight"""
     rows: Rows | None = None
     """Of the weight in the adapters' layout, which it changes; None: all"""
-
-    @classmethod
-    def of(
-        cls, position: int, adapter: Adapter, places: Mapping[str, str], strength: str, share: float, rows: Rows | None
-    ) -> Self:
-        """Of an adapter with its factors."""
-        empty = {name: torch.empty_like(factor, device="meta") for name, factor in adapter.factors().items()}
-        return cls(position, adapter.with_factors(empty), places, strength, share, rows)
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """Where adapters can be exchanged: the names of the buffers that hold `alpha` and `share`"""
 
     @property
     def names(self) -> Iterator[str]:
         """Of all tensors that it is made of."""
         yield self.strength
         yield from self.places.values()
+        yield from self.numbers.values()
 
     @property
     def alike(self) -> Hashable:
         """What is the same for terms with the same formula."""
-        return self.position, self.rows, self.share, self.adapter.structure()
+        return self.position, self.rows, self.share, tuple(self.numbers), self.adapter.structure()
+
+
+def without_values(adapter: Adapter) -> Adapter:
+    """An adapter with the shapes and dtypes of its factors alone."""
+    empty = {name: torch.empty_like(factor, device="meta") for name, factor in adapter.factors().items()}
+    return adapter.with_factors(empty)
 
 
 @final

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 from lyc_fx.binding.report import Report
 from lyc_fx.errors import InvalidGraph, WrongArgument
 from lyc_fx.graph.steps import Step
+
+if TYPE_CHECKING:
+    from lyc_fx.graph.places import Places
 
 BANK = "lyc_fx"
 """The submodule that holds spliced factors and strengths."""
@@ -47,6 +50,8 @@ class Facts:
     """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
     """The report of the last splice"""
+    places: "Places | None" = None
+    """What `lyc_fx.exchange` can put other adapters into"""
     staging: Graph | None = None
     """Computes the staged values (`lyc_fx.graph.staging`)"""
     steps: tuple[Step, ...] = ()

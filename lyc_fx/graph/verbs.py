@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase
 
+from lyc_fx.adapters.padding import Room
 from lyc_fx.binding.report import NothingChanged, Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
@@ -31,6 +32,7 @@ def splice(
     strict: bool = True,
     convention: Convention = "interpolate",
     sequential: bool = False,
+    rank: int | None = None,
 ) -> GraphModule:
     """Splice adapters into a captured program, in weight space: `W` becomes `round(W + Σ change)`.
 
@@ -47,11 +49,14 @@ def splice(
     The factors are parameters of the result, and the strength of the n-th set is the buffer `lyc_fx.<n>.strength`;
     filling it with another value changes the program without a recompile. At strength 0 nothing is inserted.
 
+    With `rank`, other adapters can take the place of these without a recompile (`lyc_fx.exchange`): factors are filled
+    up with zeros to that rank, alpha and block weights become buffers, and sets of strength 0 are inserted too.
+
     Raises BadAdapter, listing every adapter that finds no weight or does not fit; with `strict=False` those
     without a weight become entries of `lyc_fx.report(result)`. Warns with NothingChanged where nothing was inserted.
     """
     stack = stacked(adapters, strength, convention=convention, sequential=sequential)
-    adapted = pipeline.run(gm, Splice(stack, strict))
+    adapted = pipeline.run(gm, Splice(stack, strict, None if rank is None else Room(rank)))
     if not history(adapted)[-1].fired:
         given = report(adapted)
         idle = "the strength is 0, or the program reads none of the adapted weights" if given.applied else None
