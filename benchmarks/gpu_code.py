@@ -3,8 +3,8 @@
     make gpu-code [ARGS="--layers conv --algorithms LoCon DoRA --forms spliced lowered --calls"]
 
 Two adapted layers in bfloat16 go through `torch.compile` as fake CUDA tensors on a stand-in for the device. Nothing is
-run; every fused kernel is compiled to a cubin by triton. A row says what a program has more than the base's: launches of
-fused kernels, GEMMs (cuBLAS's, and cuDNN's convolutions), other operators called, bytes allocated (a buffer that is
+run; every fused kernel is compiled to a cubin by triton. A row says what a program has more than the base's: launches
+of fused kernels, GEMMs (cuBLAS's, and cuDNN's convolutions), other operators called, bytes allocated (a buffer that is
 used again counts once) and bytes written by kernels and GEMMs, in place too. These do not vary from run to run.
 """
 
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-
-from lyc_fx.binding.report import table
 
 if TYPE_CHECKING:
     from inductor.counting import Row
@@ -58,11 +56,17 @@ def _print_figures() -> None:
     if options.json:
         print(json.dumps([asdict(row) for row in made]))
         return
-    print("\n".join(table([_cells(row) for row in made])))
+    print("\n".join(_table([_cells(row) for row in made])))
     if options.calls:
         print("\n".join(f"{_title(row)}: {_counted(row.calls)}" for row in made))
     kernels = sum(len(row.cubins) for row in made)
     print(f"torch {torch.__version__}; all {kernels} kernels of {len(made)} programs were compiled to cubins")
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """As Markdown, for docs/benchmarks.md."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _title(row: "Row") -> str:

@@ -22,21 +22,30 @@ class Layers:
 
     build: Callable[[], nn.Module]
     input: tuple[int, ...]
+    format: torch.memory_format = torch.contiguous_format
 
     def captured(self) -> tuple[GraphModule, Tensor, dict[str, tuple[int, ...]]]:
         """The program, its input, and the shapes of the two weights by their layers' names."""
-        model, x = self.build().eval().requires_grad_(False).to(DTYPE), torch.zeros(self.input, dtype=DTYPE)
+        model = self.build().eval().requires_grad_(False).to(DTYPE, memory_format=self.format)
+        x = torch.zeros(self.input, dtype=DTYPE).to(memory_format=self.format)
         weights = {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
         return lyc_fx.capture(model, (x,)), x, weights
 
 
+def _linears() -> nn.Module:
+    return nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
+
+
+def _convolutions() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.SiLU(), nn.Conv2d(128, 64, 3, padding=1))
+
+
 LAYERS = {
-    "linear": Layers(lambda: nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)), (8, 64, 256)),
-    "conv": Layers(
-        lambda: nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.SiLU(), nn.Conv2d(128, 64, 3, padding=1)),
-        (2, 64, 32, 32),
-    ),
+    "linear": Layers(_linears, (8, 64, 256)),
+    "conv": Layers(_convolutions, (2, 64, 32, 32)),
+    "conv-nhwc": Layers(_convolutions, (2, 64, 32, 32), torch.channels_last),
 }
+"""The base's weights and input of `conv-nhwc` are in the layout that inductor turns a convolution to on a GPU"""
 
 
 @final
@@ -65,7 +74,7 @@ def _of(family: str, factors: str, rank: int = 16, on: tuple[str, ...] = tuple(L
 
 ALGORITHMS = {
     "LoCon": _of("locon", "up down"),
-    "LoCon, Tucker": _of("locon", "up down mid", on=("conv",)),
+    "LoCon, Tucker": _of("locon", "up down mid", on=("conv", "conv-nhwc")),
     "LoHa": _of("loha", "w1_a w1_b w2_a w2_b", rank=4),  # its chain has the rank squared
     "LoKr": _of("lokr", "w1 w2"),
     "LoKr, low rank": _of("lokr", "w1 w2_a w2_b", rank=4),

@@ -1,30 +1,18 @@
-"""What `torch.compile` writes for a program on the stand-in device, and what can be counted in it."""
+"""What can be counted in the code that inductor writes for a program."""
 
-import copy
 import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
-from unittest.mock import patch
+from typing import final
 
 import torch
-from torch import Tensor
-from torch._inductor import config
-from torch._inductor.fx_passes import joint_graph
-from torch._inductor.graph import GraphLowering
-from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from inductor.device import DEVICE
 
 _LAUNCH = re.compile(r"^\s+(triton_\w+)\.run\(", re.MULTILINE)
 _GEMM = re.compile(r"\bextern_kernels\.(\w+)\(")
 _FALLBACK = re.compile(r"\btorch\.ops\.([\w.]+)\(")
 _ALLOCATION = re.compile(r"\bempty_strided_cuda\(\(([\d, ]*)\), \([\d, ]*\), torch\.(\w+)\)")
 _RETURNED = re.compile(r"\b(buf\d+) = (?:extern_kernels\.|torch\.ops\.|buf\d+\[)")
-_HOST = ("empty_strided_cpu(", "cpp_fused")
 
 
 @final
@@ -40,6 +28,11 @@ class Code:
     def call(self) -> str:
         """The function that calls the kernels."""
         return self.source[self.source.index("def call(") : self.source.index("runner = Runner(")]
+
+    @property
+    def on_host(self) -> bool:
+        """Whether a part of the program runs on the host."""
+        return "empty_strided_cpu(" in self.call or "cpp_fused" in self.call
 
     @property
     def launches(self) -> Counter[str]:
@@ -68,86 +61,5 @@ class Code:
         return sum(self.sizes.values())
 
 
-def generated(program: GraphModule, x: Tensor) -> Code:
-    """The code for a program and an input of this shape, as for inference; the device's stand-in is there."""
-    program = copy.deepcopy(program)
-    torch._dynamo.reset()
-    with (
-        FakeTensorMode(),
-        torch.no_grad(),
-        config.patch(force_disable_caches=True, compile_threads=1),
-        # These patterns are traced with tensors on the device: attention's, and of padded GEMMs and unique indices.
-        # The layers here have none of them.
-        patch.object(joint_graph, "lazy_init", lambda *_: None),
-        patch.object(joint_graph, "UniformValueConstantFolder", _FolderOnHost),
-        patch.object(GraphLowering, "compile_to_module", _stop),
-    ):
-        _move(program)
-        try:
-            torch.compile(program, fullgraph=True)(_on_device(x))
-        except _Written as written:
-            code = written.code
-    if found := [each for each in _HOST if each in code.call]:
-        raise AssertionError(f"part of the program runs on the host: {', '.join(found)}")
-    return code
-
-
-class _Host(TorchDispatchMode):
-    """Constants that are made for the device are made on the host."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if kwargs.get("device") is not None:
-            kwargs["device"] = torch.device("cpu")
-        return func(*args, **kwargs)
-
-
-class _FolderOnHost(joint_graph.UniformValueConstantFolder):
-    """inductor finds the value of a uniform constant by making one element of it on its device."""
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with _Host():
-            return super().run(*args, **kwargs)
-
-
-class _Written(BaseException):
-    """Carries the code out of torch.compile, which wraps every Exception."""
-
-    def __init__(self, code: Code) -> None:
-        self.code = code
-
-
-def _stop(graph: GraphLowering) -> Any:
-    """In the place of importing the code: that would load the kernels onto the device."""
-    source = graph.codegen()[0].value
-    raise _Written(Code(source, _sizes(graph)))
-
-
-def _sizes(graph: GraphLowering) -> dict[str, int]:
-    """The buffers that are left after fusion, without those that only join others or name one that is there."""
-    sizes = {}
-    for node in graph.scheduler.nodes:
-        for each in node.get_nodes():
-            if each.is_template() or type(each).__name__ == "NopKernelSchedulerNode":
-                continue
-            for buffer in each.get_outputs():
-                layout, name = buffer.node.layout, buffer.get_name()
-                if name not in graph.removed_buffers and hasattr(layout, "dtype"):
-                    sizes[name] = layout.dtype.itemsize * int(prod(layout.size))
-    return sizes
-
-
 def _bytes(shape: str, dtype: str) -> int:
     return getattr(torch, dtype).itemsize * prod(int(n) for n in shape.split(",") if n.strip())
-
-
-def _on_device(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
-
-
-def _move(program: GraphModule) -> None:
-    for module in program.modules():
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is not None:
-                    store[name] = _on_device(tensor)  # type: ignore[assignment]  # no gradients are asked for

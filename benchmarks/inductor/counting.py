@@ -12,8 +12,9 @@ from torch.fx import GraphModule
 
 import lyc_fx
 from inductor.cases import ALGORITHMS, FORMS, LAYERS
-from inductor.code import Code, generated
+from inductor.code import Code
 from inductor.device import stand_in
+from inductor.generating import generated
 from inductor.kernels import cubins
 
 

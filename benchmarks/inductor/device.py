@@ -11,8 +11,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch._dynamo import device_interface
 from torch._inductor.runtime import triton_helpers
+from torch._prims_common import suggest_memory_format
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
@@ -58,6 +60,12 @@ _ACTIONS = {
 }
 
 
+def _layout(x: Tensor, weight: Tensor, _: object) -> torch.memory_format:
+    """The layout of a convolution's output by cuDNN; torch has it contiguous where it was built without cuDNN."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    return last if last in map(suggest_memory_format, (x, weight)) else torch.contiguous_format
+
+
 class _Worker(device_interface.CudaInterface.Worker):
     current_device = staticmethod(_always(0))
     get_device_properties = staticmethod(_always(_PROPERTIES))
@@ -95,6 +103,7 @@ def stand_in() -> Iterator[None]:
         for name, answer in {**_ANSWERS, **_ACTIONS}.items():
             stack.enter_context(patch.object(torch.cuda, name, answer))
         stack.enter_context(patch.object(torch.version, "cuda", "12.8"))
+        stack.enter_context(patch.object(torch._C, "_conv_determine_backend_memory_format", _layout))
         stack.enter_context(
             patch.dict(device_interface.device_interfaces, {"cuda": _Interface, str(DEVICE): _Interface})
         )
