@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo bench-fold clean
+.PHONY: help test demo bench-fold gpu-code clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,6 +21,10 @@ demo: .venv/.demo  ## the main job on a real model with a real adapter
 bench-fold: .venv/.test  ## fold at SDXL size beside cp, LyCORIS and PEFT (ARGS=--small: a quick look)
 	$(BIN)/python benchmarks/fold.py $(ARGS)
 
+gpu-code: .venv/.gpu-code  ## inductor's code for a GPU, counted and compiled without one, and its test
+	$(BIN)/python benchmarks/gpu_code.py $(ARGS)
+	$(BIN)/pytest tests/test_gpu_code.py
+
 lyc_fx/passes:
 	ln -s ../passes $@  # an unpacked sdist lacks the link, which mypy needs
 
@@ -36,4 +40,8 @@ clean:  ## remove the environment
 
 .venv/.test: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,demo,parity]"
+	touch $@
+
+.venv/.gpu-code: .venv/.test
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[gpu-code]"
 	touch $@
