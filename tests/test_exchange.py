@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lowering import CONV, EVEN, LINEAR, captured, made
-from nets import CASES, VARIANTS, Case, Variant, one, random_for, variant_id
+from nets import CASES, VARIANTS, Case, Variant, certain, one, random_for, variant_id
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
