@@ -7,6 +7,7 @@ from lyc_fx.linkless import import_passes_beside
 
 if TYPE_CHECKING:
     from lyc_fx.adapters.adapter_set import AdapterSet
+    from lyc_fx.attaching.attach import Attached, attach
     from lyc_fx.binding.report import Report
     from lyc_fx.checkpoint.fold_checkpoint import fold_checkpoint
     from lyc_fx.conversion import convert
@@ -36,22 +37,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan", "Report",
-    "Unsupported", "WrongArgument", "capture", "convert", "coverage", "evaluate", "exchange", "export", "fold",
-    "fold_checkpoint", "history", "live", "load", "lower", "merge", "register", "report", "restage", "show", "splice",
-    "stage", "stand_in",
+    "AdapterSet", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan",
+    "Report", "Unsupported", "WrongArgument", "attach", "capture", "convert", "coverage", "evaluate", "exchange",
+    "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "register", "report", "restage",
+    "show", "splice", "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
-    "AdapterSet": "adapters.adapter_set", "Live": "model.swap", "Plan": "graph.plan", "Report": "binding.report",
-    "capture": "graph.capture", "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs",
-    "exchange": "graph.exchange", "export": "graph.export", "fold": "graph.verbs",
-    "fold_checkpoint": "checkpoint.fold_checkpoint",
+    "AdapterSet": "adapters.adapter_set", "Attached": "attaching.attach", "BadAdapter": "errors", "BadFile": "errors",
+    "CaptureError": "errors", "InvalidGraph": "errors", "Live": "model.swap", "LycFxError": "errors",
+    "Plan": "graph.plan", "Report": "binding.report", "Unsupported": "errors", "WrongArgument": "errors",
+    "attach": "attaching.attach", "capture": "graph.capture", "convert": "conversion",
+    "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
+    "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
     "register": "registering", "report": "graph.verbs", "restage": "graph.staging", "show": "graph.show",
     "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",
-    "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
-    "LycFxError": "errors", "Unsupported": "errors", "WrongArgument": "errors",
 }  # fmt: skip
 
 if _beside := import_passes_beside():

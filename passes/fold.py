@@ -10,6 +10,7 @@ names keep the old tensor (it is untied, and the report says so); else they foll
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def _base(root: Node) -> Node:
 
 
 def _value(gm: GraphModule, node: Node) -> Tensor:
-    ((_, value),) = evaluated(gm, [node])
+    ((_, value),) = evaluated(partial(get_tensor, gm), [node])
     return value
 
 

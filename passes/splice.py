@@ -64,7 +64,7 @@ class Splice(PassBase):
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)))
         if self.room is not None:
-            remember(gm, places=Places(self.room, known, inserted))
+            remember(gm, known=known, places=Places(self.room, inserted))
         return done(gm, "splice", fired)
 
 

@@ -9,6 +9,7 @@ Factors become buffers, which share memory with those of the given program: a st
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from torch.fx import GraphModule
@@ -18,6 +19,7 @@ from lyc_fx.graph.constants import adapted_roots
 from lyc_fx.graph.formulas import Formulas
 from lyc_fx.graph.merged_weight import base_of, formula_of, tensors_of
 from lyc_fx.graph.pipeline import done
+from lyc_fx.graph.program import get_tensor
 from lyc_fx.graph.rewrite import MERGED, Emit, erase_unused
 from lyc_fx.graph.staging import STAGED, freeze_factors, note_staging, staged_values, staging_graph
 
@@ -32,7 +34,7 @@ class Stage(PassBase):
         roots = {f"{STAGED}.{n}": root for n, root in enumerate(adapted_roots(gm))}
         graph = staging_graph(roots)
         note_staging(gm, graph)
-        values = staged_values(gm)
+        values = dict(staged_values(graph, partial(get_tensor, gm)))
         for name, root in roots.items():
             emit = Emit(gm, at=root, like=root, by="stage")
             buffer = emit.tensor(name, values[name].detach().clone(), persistent=False)

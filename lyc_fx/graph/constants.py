@@ -1,7 +1,7 @@
 """What of a program depends on stored tensors alone, and its values."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from lyc_fx.errors import InvalidGraph
-from lyc_fx.graph.program import BANK, get_tensor
+from lyc_fx.graph.program import BANK
 from lyc_fx.graph.rewrite import EMITTED
 from lyc_fx.numerics.rounding import nearest
 
@@ -56,8 +56,8 @@ def in_bank(node: Node) -> bool:
     return node.op == "get_attr" and str(node.target).startswith(f"{BANK}.")
 
 
-def evaluated(gm: GraphModule, roots: Iterable[Node]) -> Iterator[tuple[Node, Tensor]]:
-    """Yield the values of constant nodes of `gm`, or of a graph over its tensors, each as soon as it is known.
+def evaluated(read: Callable[[str], Tensor], roots: Iterable[Node]) -> Iterator[tuple[Node, Tensor]]:
+    """Yield the values of constant nodes, each as soon as it is known; `read` finds a stored tensor by its name.
 
     They are computed by the operators that the graph holds; casts that splice has inserted round to the nearest. A
     value is released after its last use. Raises InvalidGraph for tensors without values.
@@ -68,7 +68,7 @@ def evaluated(gm: GraphModule, roots: Iterable[Node]) -> Iterator[tuple[Node, Te
     values: dict[Node, Any] = {}
     with torch.no_grad():
         for node in order:
-            values[node] = _stored(gm, node) if node.op == "get_attr" else _called(node, values)
+            values[node] = _stored(read, node) if node.op == "get_attr" else _called(node, values)
             if node in wanted:
                 yield node, values[node]
             for source in {*node.all_input_nodes, node}:
@@ -76,9 +76,9 @@ def evaluated(gm: GraphModule, roots: Iterable[Node]) -> Iterator[tuple[Node, Te
                     del values[source]
 
 
-def _stored(gm: GraphModule, node: Node) -> Tensor:
+def _stored(read: Callable[[str], Tensor], node: Node) -> Tensor:
     # Detached, because matmul chooses another order of sums for operands that require grad.
-    tensor = get_tensor(gm, str(node.target)).detach()
+    tensor = read(str(node.target)).detach()
     if tensor.is_meta or isinstance(tensor, FakeTensor):
         raise InvalidGraph(f"{node.target} has no values yet: load weights, gm.load_state_dict(…, assign=True)")
     return tensor

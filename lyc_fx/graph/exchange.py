@@ -35,13 +35,13 @@ def exchange(
     Raises BadAdapter, before anything is changed, for an adapter without a place; else as `splice`. Raises
     WrongArgument for a program that was spliced without `rank`, and for more sets than it has places for.
     """
-    places = facts(captured(program)).places
-    if places is None:
+    places, known = facts(captured(program)).places, facts(program).known
+    if places is None or known is None:
         raise WrongArgument("the program has no places for other adapters: lyc_fx.splice(…, rank=N) makes them")
     stack, sets = stacked(adapters, strength, convention=convention), places.sets
     if len(stack.parts) > len(sets):
         raise WrongArgument(f"{len(stack.parts)} adapter sets, and the program was spliced with {len(sets)}")
-    binding = places.known.bind(stack, strict=strict)
+    binding = known.bind(stack, strict=strict)
     filled = list(places.filled(binding))
     fill(filled, places.room.numbers, lambda name: get_tensor(program, name))
     for index, name in enumerate(sets):

@@ -40,7 +40,6 @@ class Places:
     """Of one program, by weight."""
 
     room: Room
-    known: Known
     merged: Mapping[str, MergedWeight]
 
     @property

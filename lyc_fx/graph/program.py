@@ -20,7 +20,7 @@ from lyc_fx.errors import InvalidGraph, WrongArgument
 from lyc_fx.graph.steps import Step
 
 if TYPE_CHECKING:
-    from lyc_fx.graph.places import Places
+    from lyc_fx.graph.places import Known, Places
 
 BANK = "lyc_fx"
 """The submodule that holds spliced factors and strengths."""
@@ -50,6 +50,8 @@ class Facts:
     """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
     """The report of the last splice"""
+    known: "Known | None" = None
+    """What adapters can be bound to, where others can take the place of those spliced in"""
     places: "Places | None" = None
     """What `lyc_fx.exchange` can put other adapters into"""
     staging: Graph | None = None

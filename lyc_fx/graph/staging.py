@@ -1,6 +1,7 @@
 """Staged values: buffers of a program, and the graph over its tensors that computes them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ def staging_graph(roots: Mapping[str, Node]) -> Graph:
     return graph
 
 
-def staged_values(gm: GraphModule) -> dict[str, Tensor]:
-    """Compute every staged value anew, by the name of its buffer."""
-    names = {node: name for name, node in _results(gm).items()}
-    return {names[node]: value for node, value in evaluated(gm, names)}
+def staged_values(graph: Graph, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the staged values by the names of their buffers; `read` finds a stored tensor by its name."""
+    results: Any = graph.output_node().args[0]
+    names = {node: name for name, node in results.items()}
+    with without_autocast():
+        for node, value in evaluated(read, names):
+            yield names[node], value
 
 
 @torch.inference_mode(False)
@@ -40,10 +44,11 @@ def restage(program: GraphModule) -> None:
 
     Raises WrongArgument for a program that `lyc_fx.stage` has not made, and InvalidGraph for weights without values.
     """
-    names = {node: name for name, node in _results(captured(program)).items()}
-    with without_autocast():
-        for node, value in evaluated(program, names):
-            get_tensor(program, names[node]).copy_(value)
+    graph = facts(captured(program)).staging
+    if graph is None:
+        raise WrongArgument("the program has no staged values: lyc_fx.stage makes one that has")
+    for name, value in staged_values(graph, partial(get_tensor, program)):
+        get_tensor(program, name).copy_(value)
 
 
 def freeze_factors(gm: GraphModule) -> None:
@@ -58,16 +63,3 @@ def note_staging(gm: GraphModule, graph: Graph) -> None:
     if facts(gm).staging is not None:
         raise InvalidGraph("the program is staged already: after a change of factors or strengths call lyc_fx.restage")
     remember(gm, staging=graph)
-
-
-def staged_bytes(gm: GraphModule) -> int:
-    """The memory that staged values take, in bytes."""
-    return sum(tensor.nbytes for name, tensor in tensors(gm).items() if name.startswith(f"{STAGED}."))
-
-
-def _results(gm: GraphModule) -> dict[str, Node]:
-    graph = facts(gm).staging
-    if graph is None:
-        raise WrongArgument("the program has no staged values: lyc_fx.stage makes one that has")
-    results: Any = graph.output_node().args[0]
-    return dict(results)

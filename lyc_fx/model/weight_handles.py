@@ -18,7 +18,7 @@ from lyc_fx.base.foreign import hook_computed
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.errors import Unsupported
 from lyc_fx.graph.layers import weight_norm_parts
-from lyc_fx.graph.program import module_aliases
+from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.model.memory import find_shared, overlaps_itself
 from lyc_fx.model.undo import overwrite, save_for_undo
 
@@ -57,6 +57,8 @@ def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
     same, memory, in_out = module_aliases(model), find_shared(model), stored_in_out(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
+        if path.rpartition(".")[2] == BANK:
+            continue  # attached adapters
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{prefix}{leaf}"

@@ -1,0 +1,237 @@
+"""Attaching adapters to a living model: beside its layers, in eager and compiled code alike."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.bank import Bank
+from lyc_fx.attaching.calls import LayerCall, layer_call
+from lyc_fx.attaching.forwards import place_of
+from lyc_fx.attaching.layer import Given, Layer, form_key, places
+from lyc_fx.attaching.layer_program import LayerProgram, captured_layer, layer_key
+from lyc_fx.attaching.units import Units, units
+from lyc_fx.binding.bound import Binding, Bound
+from lyc_fx.binding.fitting import Weight
+from lyc_fx.binding.report import Report
+from lyc_fx.binding.stack import Adapters, Blocks, stacked
+from lyc_fx.choices import Convention
+from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.graph.places import Filled
+from lyc_fx.merging.blockwise import threaded_scheduler
+from lyc_fx.model.merge import bind_model
+from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.whole import Pipeline, as_module
+
+
+def attach(
+    model: nn.Module | Pipeline,
+    adapters: Adapters = (),
+    strength: float | Blocks = 1.0,
+    *,
+    rank: int | None = None,
+    trainable: bool = False,
+    saved: bool = False,
+    strict: bool = True,
+    convention: Convention = "interpolate",
+    sequential: bool = False,
+    component: str | Sequence[str] | None = None,
+) -> "Attached":
+    """Let the layers of a model, or of a pipeline's components, run with adapters beside their weights, unmerged.
+
+    The model stays what it is: its class, code, parameters and state dict. Each adapted layer is captured, spliced and
+    lowered by itself (once for all layers that are alike), and runs as that program; so any input size, `generate`, KV
+    caches, checkpointing and `torch.compile` work as before. What depends on factors, strengths and weights alone is
+    computed once, in `set`.
+
+    `rank`: factors are filled up with zeros to it, so that adapters of any smaller rank take the place of these without
+    a recompile (`Attached.set`). `trainable`: factors are parameters, and nothing is computed beforehand. `saved`: the
+    state dict has the factors too. The other arguments are those of `lyc_fx.merge`.
+
+    Modules that are no Linear, Conv or Embedding (norms, `MultiheadAttention`) run their own code with a merged weight
+    beside their own. Weights that a module computes (weight norm, parametrizations), recurrent layers, and modules
+    whose forward was replaced raise Unsupported.
+    """
+    attached = Attached(as_module(model), Room(rank), trainable=trainable, saved=saved)
+    attached.set(adapters, strength, strict=strict, convention=convention, sequential=sequential, component=component)
+    return attached
+
+
+@final
+class Attached:
+    """Adapters beside the layers of a model. As a context manager, it takes them off at the end."""
+
+    def __init__(self, model: nn.Module, room: Room, *, trainable: bool, saved: bool) -> None:
+        if any(isinstance(module, Bank) for module in model.modules()):
+            raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
+        self._model, self._room, self._trainable, self._saved = model, room, trainable, saved
+        self._layers: dict[str, Layer] = {}
+        self._programs: dict[Hashable, LayerProgram] = {}
+        self.report = Report(())
+        """The report of the last `set`"""
+
+    def __repr__(self) -> str:
+        return f"<Attached {type(self._model).__name__}: {len(self._layers)} modules>"
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def set(
+        self,
+        adapters: Adapters,
+        strength: float | Blocks = 1.0,
+        *,
+        strict: bool = True,
+        convention: Convention = "interpolate",
+        sequential: bool = False,
+        component: str | Sequence[str] | None = None,
+    ) -> Report:
+        """Run with these adapters instead of those before.
+
+        Where a layer's adapters have the form of those before (algorithm, variant, and rank up to `rank`), tensors are
+        overwritten in place, and what was compiled is not compiled again; another strength is always of that kind. So
+        give all adapters that you switch between at first, those for later with strength 0. Other layers get a program
+        of their own. Raises as `attach`, before anything is changed.
+        """
+        stack = stacked(adapters, strength, convention=convention, sequential=sequential, component=component)
+        found, binding = bind_model(self._model, stack, strict=strict)
+        targets = {name: found[name] for name in binding.targets}
+        chosen = units(self._model, targets)
+        notes = [
+            note
+            for name, handle in targets.items()
+            for note in binding.doubts(name, handle.read(), transposed=handle.transposed)
+        ]
+        prepared = self._prepared(chosen, binding, targets)
+        merged = self._merged({path: chosen[path] for path in chosen if path not in prepared}, binding, targets)
+        for path in self._layers.keys() - chosen.keys():
+            self._clear(path)
+        for path, (program, filled) in prepared.items():
+            self._layer(path, program).fill(filled, self._room)
+        for path, values in merged.items():
+            self._substitute(path, values)
+        self.report = replace(binding.report, notes=(*binding.report.notes, *notes))
+        return self.report
+
+    def detach(self) -> None:
+        """Take all adapters off: every module runs as before `attach`."""
+        for layer in self._layers.values():
+            layer.detach()
+        self._layers.clear()
+
+    def _prepared(
+        self, chosen: Units, binding: Binding, targets: Mapping[str, WeightHandle]
+    ) -> dict[str, tuple[LayerProgram, list[Filled]]]:
+        """The program of each layer that has one, and what to put into its places."""
+        captured: dict[Hashable, GraphModule] = {}
+        found = {}
+        for path, names in chosen.items():
+            module, layer = self._model.get_submodule(path), self._layers.get(path)
+            if layer is None:
+                place_of(module)
+            if (call := layer_call(module)) is None:
+                continue
+            given = self._given(names, binding)
+            program = layer.program if layer is not None and layer.is_at_home else None
+            filled = program and places(program, given, self._room, sequential=binding.sequential)
+            if program is None or filled is None:
+                weights = {own: targets[name].weight for own, name in names.items()}
+                program = self._program(module, call, given, weights, captured, sequential=binding.sequential)
+                filled = places(program, given, self._room, sequential=binding.sequential)
+                assert filled is not None
+            found[path] = program, filled
+        return found
+
+    def _given(self, names: Mapping[str, str], binding: Binding) -> Given:
+        """The adapters of one module by its parameters, in places numbered one after the other."""
+        given: dict[str, list[Bound]] = {}
+        for own, name in names.items():
+            for bound in binding.targets[name]:
+                try:
+                    adapter = self._room.padded(bound.adapter)
+                except BadAdapter as error:
+                    raise BadAdapter(f"{name}: {error}: attach with rank={bound.adapter.rank}") from error
+                index = sum(map(len, given.values()))
+                given.setdefault(own, []).append(replace(bound, adapter=adapter, index=index))
+        return given
+
+    def _program(
+        self,
+        module: nn.Module,
+        call: LayerCall,
+        given: Given,
+        weights: Mapping[str, Weight],
+        captured: dict[Hashable, GraphModule],
+        *,
+        sequential: bool,
+    ) -> LayerProgram:
+        alike = layer_key(module)
+        key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
+        if key not in self._programs:
+            if alike not in captured:
+                captured[alike] = captured_layer(module, call)
+            bound = {name: tuple(each) for name, each in given.items()}
+            binding = Binding(bound, Report(()), sequential)
+            self._programs[key] = LayerProgram.of(
+                captured[alike], call, binding, weights, self._room, trainable=self._trainable
+            )
+        return self._programs[key]
+
+    def _layer(self, path: str, program: LayerProgram) -> Layer:
+        layer = self._layers.get(path)
+        if layer is None or layer.program is not program:
+            if layer is not None:
+                layer.detach()
+            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved)
+            self._layers[path] = layer
+        return layer
+
+    def _merged(
+        self, chosen: Units, binding: Binding, targets: Mapping[str, WeightHandle]
+    ) -> dict[str, dict[str, Tensor]]:
+        """The merged weights of modules without a program, by path and by their names in the module."""
+        found: dict[str, dict[str, Tensor]] = {}
+        with threaded_scheduler() as scheduler:
+            for path, names in chosen.items():
+                if self._trainable:
+                    raise Unsupported(f"{next(iter(names.values()))}: only Linear, Conv and Embedding can be trained")
+                for own, name in names.items():
+                    handle = targets[name]
+                    base = handle.read()
+                    out = torch.empty_like(base, memory_format=torch.contiguous_format)
+                    binding.fill(name, base, out, scheduler, transposed=handle.transposed, effects={})
+                    found.setdefault(path, {})[own] = out
+            scheduler.finish()
+        return found
+
+    def _substitute(self, path: str, values: Mapping[str, Tensor]) -> None:
+        layer, module = self._layers.get(path), self._model.get_submodule(path)
+        if layer is not None and values.keys() <= layer.values.keys():
+            for name, tensor in layer.values.items():
+                tensor.copy_(values[name] if name in values else module.get_parameter(name))
+            return
+        if layer is not None:
+            layer.detach()
+        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()})
+
+    def _clear(self, path: str) -> None:
+        """Let a module run as without adapters, and keep its program where strength 0 does that."""
+        layer = self._layers[path]
+        if layer.program is None:
+            self._substitute(path, {})
+        elif all(term.adapter.inert(0.0) for made in layer.program.merged.values() for term in made.terms):
+            layer.fill([(term, None) for made in layer.program.merged.values() for term in made.terms], self._room)
+        else:
+            self._layers.pop(path).detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()

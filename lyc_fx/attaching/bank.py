@@ -1,0 +1,49 @@
+"""What lies beside an adapted layer's own parameters."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from lyc_fx.graph.program import BANK
+
+NAME = BANK
+"""The submodule of an adapted layer that is its bank"""
+
+
+@final
+class Bank(nn.Module):
+    """Factors, strengths and staged values of one layer. The state dict has them only if that was asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, saved: bool) -> None:
+        super().__init__()
+        self.saved = saved
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(leaf(name), tensor)
+            else:
+                self.register_buffer(leaf(name), tensor)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor by the name that the layer's program gives it."""
+        found = getattr(self, leaf(name))
+        assert isinstance(found, Tensor)
+        return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow the layer to another device, but not to another dtype: strengths and factors keep their digits."""
+        apply: Any = super()._apply
+        return apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.saved:
+            super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.saved:
+            super()._load_from_state_dict(*args, **kwargs)
+
+
+def leaf(name: str) -> str:
+    """The bank's name for a tensor of a layer's program: `lyc_fx.0.weight.up` is `0_weight_up`."""
+    return name.removeprefix(f"{BANK}.").replace(".", "_")

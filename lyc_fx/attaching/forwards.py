@@ -1,0 +1,85 @@
+"""The forwards of adapted layers, and how they come into a module's place for them."""
+
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any, final
+
+from torch import nn
+from torch.func import functional_call
+
+from lyc_fx.attaching.bank import NAME, leaf
+from lyc_fx.attaching.layer_program import LayerProgram
+from lyc_fx.errors import Unsupported
+from lyc_fx.graph.program import BANK
+
+Forward = Callable[..., Any]
+
+
+def chained(program: LayerProgram) -> Forward:
+    """The forward of a layer that runs a program on its own parameters and its bank's tensors."""
+    run, call = program.run, program.call
+    own = [name for name in program.reads if not name.startswith(f"{BANK}.")]
+    held = [leaf(name) for name in program.reads if name.startswith(f"{BANK}.")]
+    order = [own.index(n) if n in own else len(own) + held.index(leaf(n)) for n in program.reads]
+
+    def forward(self: nn.Module, input: Any, *rest: Any) -> Any:
+        if any(each is not None for each in rest):
+            raise Unsupported(f"{type(self).__name__} with adapters takes one argument")
+        bank = getattr(self, NAME)
+        given = [*(getattr(self, name) for name in own), *(getattr(bank, name) for name in held)]
+        return call.leave(input, run(call.enter(input), *(given[position] for position in order)))
+
+    return forward
+
+
+def substituted(names: Sequence[str]) -> Forward:
+    """The forward of a module whose own code runs with merged weights in the place of these parameters."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bank: Any = getattr(self, NAME)
+        values = {f"inner.{name}": getattr(bank, leaf(name)) for name in names}
+        return functional_call(bank.shell, values, args, kwargs)
+
+    return forward
+
+
+@final
+class Shell(nn.Module):
+    """Calls a module as its class does, whatever stands in the place of its `forward`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.inner).forward(self.inner, *args, **kwargs)
+
+
+def place_of(module: nn.Module) -> str:
+    """The attribute that holds the forward of an instance: another one under hooks of accelerate, which keep it there.
+
+    Raises Unsupported for a module whose forward something else has replaced.
+    """
+    if "_old_forward" in module.__dict__:
+        return "_old_forward"
+    if "forward" in module.__dict__:
+        raise Unsupported(
+            f"something else has replaced the forward of a {type(module).__name__}, perhaps another adapter library: "
+            "take that off before lyc_fx.attach"
+        )
+    return "forward"
+
+
+def install(module: nn.Module, forward: Forward) -> Callable[[], None]:
+    """Let an instance run another forward; returns what takes it off again."""
+    place = place_of(module)
+    before = module.__dict__.get(place)
+    setattr(module, place, MethodType(forward, module))
+
+    def remove() -> None:
+        if before is None:
+            delattr(module, place)
+        else:
+            setattr(module, place, before)
+
+    return remove

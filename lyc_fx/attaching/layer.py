@@ -1,0 +1,125 @@
+"""One adapted module of a model."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.bank import NAME, Bank
+from lyc_fx.attaching.forwards import Forward, Shell, chained, install, substituted
+from lyc_fx.attaching.layer_program import LayerProgram, layer_key
+from lyc_fx.binding.bound import Bound
+from lyc_fx.graph.exchange import fill
+from lyc_fx.graph.merged_weight import Term
+from lyc_fx.graph.places import Filled
+from lyc_fx.graph.program import BANK
+from lyc_fx.graph.staging import staged_values
+
+Given = Mapping[str, Sequence[Bound]]
+"""Adapters by the name of a parameter in its module, in the shapes of the room"""
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """A module whose forward was replaced."""
+
+    module: nn.Module
+    bank: Bank
+    program: LayerProgram | None
+    """None for a module whose own code runs with merged weights"""
+    detach: Callable[[], None]
+    """Gives the module its own forward back, and takes its bank away"""
+    merged: tuple[str, ...] = ()
+    """The parameters that merged weights stand for, where there is no program"""
+    key: Hashable = None
+    """`layer_key` when the program was made"""
+
+    @classmethod
+    def chained(cls, module: nn.Module, program: LayerProgram, *, saved: bool) -> "Layer":
+        """Let a module run a program, with a bank that has no values yet."""
+        device = next(module.parameters()).device
+        held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
+        layer = cls._of(module, Bank(held, saved=saved), program, chained(program))
+        return replace(layer, key=layer_key(module))
+
+    @classmethod
+    def substituted(cls, module: nn.Module, merged: Mapping[str, Tensor]) -> "Layer":
+        """Let a module's own code run with other values of some parameters."""
+        bank = Bank(merged, saved=False)
+        object.__setattr__(bank, "shell", Shell(module))  # no submodule: it would contain itself
+        return replace(cls._of(module, bank, None, substituted(tuple(merged))), merged=tuple(merged))
+
+    @classmethod
+    def _of(cls, module: nn.Module, bank: Bank, program: LayerProgram | None, forward: Forward) -> "Layer":
+        remove = install(module, forward)
+        module.add_module(NAME, bank)
+
+        def detach() -> None:
+            remove()
+            delattr(module, NAME)
+
+        return cls(module, bank, program, detach)
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether the program is for the device and the dtype that the module has now."""
+        return layer_key(self.module) == self.key
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The merged weights that stand in the place of the module's own, by their names there."""
+        return {name: self.bank.read(name) for name in self.merged}
+
+    def fill(self, filled: Sequence[Filled], room: Room) -> None:
+        """Put adapters into the places of the layer's program, and compute what is staged."""
+        assert self.program is not None
+        fill(filled, room.numbers, self.bank.read)
+        for term, bound in filled:
+            self.bank.read(term.strength).fill_(0.0 if bound is None else bound.strength)
+        if self.program.staging is not None:
+            for name, value in staged_values(self.program.staging, self._read):
+                self.bank.read(name).copy_(value)
+
+    def _read(self, name: str) -> Tensor:
+        found = self.bank.read(name) if name.startswith(f"{BANK}.") else getattr(self.module, name)
+        assert isinstance(found, Tensor)
+        return found
+
+
+def places(program: LayerProgram, given: Given, room: Room, *, sequential: bool) -> list[Filled] | None:
+    """Pair each place of a program with one of the adapters, or with None; None if one of them has no place."""
+    filled: list[Filled] = []
+    if given.keys() - program.merged.keys():
+        return None
+    for name, made in program.merged.items():
+        bound = list(given.get(name, ()))
+        if sequential and len(bound) != len(made.terms):
+            return None
+        for term in made.terms:
+            fitting = next((b for b in (bound[:1] if sequential else bound) if _fits(b, term, room)), None)
+            if fitting is not None:
+                bound.remove(fitting)
+            elif not term.adapter.inert(0.0):
+                return None
+            filled.append((term, fitting))
+        if bound:
+            return None
+    return filled
+
+
+def form_key(bound: Sequence[Bound], room: Room) -> Hashable:
+    """What is equal for adapters that one program is for."""
+    return tuple((each.rows, room.form(each.adapter).structure()) for each in bound)
+
+
+def _fits(bound: Bound, term: Term, room: Room) -> bool:
+    return bound.rows == term.rows and room.form(bound.adapter).structure() == term.adapter.structure()
+
+
+def _empty(tensor: Tensor, device: torch.device) -> Tensor:
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -1,0 +1,38 @@
+"""Which modules get another forward for the adapters of which parameters."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch import nn
+
+from lyc_fx.errors import Unsupported
+from lyc_fx.model.weight_handles import WeightHandle
+
+_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Their code reads parameters of submodules without calling them"""
+Units = Mapping[str, Mapping[str, str]]
+"""By the path of each module, its adapted parameters: their names in the module, and in the model"""
+
+
+def units(model: nn.Module, names: Mapping[str, WeightHandle]) -> Units:
+    """Group the adapted weights of a model by the module whose code reads them. Raises Unsupported."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, handle in names.items():
+        path = _owner(model, name)
+        module = model.get_submodule(path)
+        if isinstance(module, nn.RNNBase):
+            raise Unsupported(f"{name}: a {type(module).__name__} keeps its weights in a list: use lyc_fx.live")
+        if handle.obstacle is not None and "computed" in handle.obstacle:
+            raise Unsupported(f"{name} {handle.obstacle}: use lyc_fx.merge, or capture the model and splice")
+        found[path][name.removeprefix(f"{path}.") if path else name] = name
+    return found
+
+
+def _owner(model: nn.Module, name: str) -> str:
+    path = name.rpartition(".")[0]
+    parts = path.split(".") if path else []
+    for end in range(len(parts) + 1):
+        above = ".".join(parts[:end])
+        if isinstance(model.get_submodule(above), _WHOLE):
+            return above
+    return path
