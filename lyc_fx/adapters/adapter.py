@@ -118,8 +118,8 @@ class Adapter(ABC):
 
     @property
     def scale(self) -> float:
-        """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so)."""
-        if not self.uses_alpha or not self.alpha or self.rank is None:
+        """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so), and where it is a bound."""
+        if not self.uses_alpha or self.alpha_bounds or not self.alpha or self.rank is None:
             return 1.0
         return self.alpha / self.rank
 
@@ -147,10 +147,6 @@ class Adapter(ABC):
         It is only used if `row_step` gives None.
         """
         return None
-
-    def compact(self) -> "Adapter":
-        """The same adapter without rows and columns of its factors that contribute nothing."""
-        return self
 
     def low_rank(self, shape: Shape) -> "LoCon":
         """The same effect as plain LoCon, exactly, at every strength; in float64 where products have to be formed.

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters.decomposed import DORA, Decomposable, decomposed
+from lyc_fx.adapters.decomposed import DORA, Decomposable
 from lyc_fx.algebra import Dense, Dims, Kron, Low, Structure, Tucker
 from lyc_fx.algebra.tensors import matrix
 
@@ -39,8 +39,6 @@ class LoKr(Decomposable):
         **DORA,
     }
     variants = {f"{one}, {two}": {**left, **right} for one, left in _LEFT.items() for two, right in _RIGHT.items()}
-    layouts = decomposed(variants)
-    ranked = ("w1_b", "w2_b")
 
     w1: Tensor | None = None
     """`(l, m)`"""

@@ -190,7 +190,7 @@ def _low_rank(each: ConvertedAdapter, svd: int | None) -> ConvertedAdapter:
         if svd is None:
             raise
     else:
-        if svd is None or exact.rank <= svd:
+        if svd is None or (exact.rank or 0) <= svd:
             return _to_float32(replace(each, adapter=exact, how=(*each.how, "low rank")))
     adapter, error = truncate(each.adapter, each.shape, svd)
     return _to_float32(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error))

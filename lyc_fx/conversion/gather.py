@@ -9,6 +9,7 @@ import torch
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.binding.fitting import Weight, placed
+from lyc_fx.binding.part import part_of
 from lyc_fx.conversion.fuse import Part, fuse
 from lyc_fx.errors import BadAdapter, counted
 from lyc_fx.naming import Name, Piece, TargetNames
@@ -93,13 +94,9 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
         state.taken[piece.parameter].append((piece, entry))
         height = piece.rows[1] - piece.rows[0] if piece.rows else target_names.shapes[piece.parameter][0]
         for (start, stop), place in target_names.places(piece, entry.leaf):
-            whole = (start, stop) == (0, height)
-            part = (
-                adapter
-                if whole
-                else adapter.rows(start, stop, (height, *target_names.shapes[piece.parameter][1:])).compact()
-            )
-            state.scattered[place.name, entry.leaf].append((Part(part, *place.rows), entry))
+            rows = None if (start, stop) == (0, height) else (start, stop)
+            cut = part_of(adapter, rows, (height, *target_names.shapes[piece.parameter][1:]))
+            state.scattered[place.name, entry.leaf].append((Part(cut, *place.rows), entry))
 
 
 def _join(
