@@ -44,7 +44,6 @@ class Orthogonal(Bounded):
     """
 
     rescale: Tensor | None = None
-    """`(out, 1…)`"""
 
     @abstractmethod
     def rotation(self, strength: Strength) -> tuple[Map, ...]:

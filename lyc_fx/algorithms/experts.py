@@ -25,9 +25,7 @@ class Experts(Additive):
     variants = {"": {"up": "experts out r", "down": "experts r in"}}
 
     up: Tensor
-    """`(experts, out, r)`"""
     down: Tensor
-    """`(experts, r, in)`"""
     turned: Literal[True] | None = None
     """That a weight with in = out is `(e, in, out)`; None where nothing shows it"""
 

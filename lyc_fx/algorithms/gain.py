@@ -24,7 +24,6 @@ class Gain(Shaped):
     keeps_zero = True
 
     gain: Tensor
-    """`(channels)`"""
 
     def action(self, strength: Strength) -> Action:
         return Mapped(rows=Diagonal(1 + strength * self.gain))

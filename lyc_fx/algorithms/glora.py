@@ -33,13 +33,9 @@ class GLoRA(Shaped):
     }
 
     a1: Tensor
-    """`(in, r, 1…)`; old: `(r, in, 1…)`"""
     a2: Tensor
-    """`(r, in, 1…)`; old: `(in, r, 1…)`"""
     b1: Tensor
-    """`(out, r, 1…)`; old: `(r, in, *kernel)`"""
     b2: Tensor
-    """`(r, in, *kernel)`; old: `(out, r, 1…)`"""
 
     inputs: int | None = None
     """Of the weight, once that is known: it decides where the factors alone leave it open"""

@@ -30,11 +30,8 @@ class LoCon(Decomposable):
     }
 
     up: Tensor
-    """`(out, r, 1…)`"""
     down: Tensor
-    """`(r, in/groups, *kernel)`; with a core `(r, in/groups, 1…)`"""
     mid: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of up, then that of down"""
 
     def expression(self) -> Structure:
         if self.mid is None:

@@ -37,13 +37,10 @@ class LoHa(Decomposable):
     }  # fmt: skip
 
     w1_a: Tensor
-    """`(out, r)`; with a core the other way round, `(r, out)`"""
     w1_b: Tensor
-    """`(r, in/groups · kernel)`; with a core `(r, in/groups)`"""
     w2_a: Tensor
     w2_b: Tensor
     t1: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of the output"""
     t2: Tensor | None = None
 
     def expression(self) -> Structure:

@@ -41,19 +41,12 @@ class LoKr(Decomposable):
     variants = {f"{one}, {two}": {**left, **right} for one, left in _LEFT.items() for two, right in _RIGHT.items()}
 
     w1: Tensor | None = None
-    """`(l, m)`"""
     w1_a: Tensor | None = None
-    """`(l, r)`"""
     w1_b: Tensor | None = None
-    """`(r, m)`"""
     w2: Tensor | None = None
-    """`(k, n, *kernel)`"""
     w2_a: Tensor | None = None
-    """`(k, r)`; with a core the other way round, `(r, k)`"""
     w2_b: Tensor | None = None
-    """`(r, n · kernel)` or `(r, n, *kernel)`; with a core `(r, n)`"""
     t2: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of the output"""
 
     def expression(self) -> Structure:
         return Kron(self._left(), self._right())

@@ -21,7 +21,6 @@ class Norm(Additive):
     variants = {"": {"difference": "weight"}}
 
     difference: Tensor
-    """`(channels)`"""
 
     def expression(self) -> Structure:
         return Dense(self.difference)

@@ -31,11 +31,8 @@ class TLoRA(Shaped):
     variants = {"": {"q": "r in 1", "p": "out r 1", "lam": "1 r"}}
 
     q: Tensor
-    """`(r, in, 1…)`"""
     p: Tensor
-    """`(out, r, 1…)`"""
     lam: Tensor
-    """`(1, r)`"""
 
     def fit(self, shape: Shape) -> None:
         _within(self.q.shape[0], shape)

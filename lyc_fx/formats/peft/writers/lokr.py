@@ -4,26 +4,15 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, final
 
-from torch import Tensor
-
 from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import Unsupported
-from lyc_fx.formats.peft.writers.module import Module, Writer, ranks_and_alphas
+from lyc_fx.formats.peft.writers.module import Module, PlainWriter, ranks_and_alphas
 
 
 @final
-class LokrWriter(Writer):
+class LokrWriter(PlainWriter):
     method = "LOKR"
     family = LoKr
-
-    def fault(self, module: Module) -> str | None:
-        if "magnitude" in module.adapter.factors():
-            return "PEFT's LOKR has no DoRA"
-        return "PEFT's LOKR has no bias" if module.bias or module.new else None
-
-    def tensors(self, module: Module) -> Mapping[str, Tensor]:
-        adapter = module.adapter
-        return {adapter.suffixes[name]: factor for name, factor in adapter.factors().items()}
 
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         both = any("w1" not in m.adapter.factors() for m in modules)
