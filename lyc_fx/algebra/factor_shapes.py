@@ -24,7 +24,7 @@ from lyc_fx.errors import BadAdapter
 Dims = Mapping[str, str]
 """By the factor's field"""
 Factors = Mapping[str, Tensor]
-_OF_WEIGHT = ("out", "in", "kernel", "1", "in*kernel", "in2", "weight")
+_OF_WEIGHT = ("out", "in", "kernel", "1", "in*kernel", "weight")
 _INPUTS = {"in", "in1", "in2", "in*kernel"}
 RANK = re.compile(r"[a-z]\d*")
 WORDS = (

@@ -11,10 +11,8 @@ from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.binding.fitting import Weight, placed
 from lyc_fx.binding.part import part_of
 from lyc_fx.conversion.fuse import Part, fuse
-from lyc_fx.errors import BadAdapter, counted
+from lyc_fx.errors import BadAdapter, counted, listing
 from lyc_fx.naming import Name, Piece, TargetNames
-
-_SHOWN = 20
 
 
 @final
@@ -69,9 +67,8 @@ def gather(adapters: AdapterSet, target_names: TargetNames) -> list[ConvertedAda
         except BadAdapter as error:
             faults.append(f"  {', '.join(sources)}: {error}")
     if faults:
-        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         what = f"{adapters.source}: {counted(len(faults), 'adapter')} cannot be converted:"
-        raise BadAdapter("\n".join([what, *faults[:_SHOWN], *more]))
+        raise BadAdapter(listing(what, faults))
     return state.made
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, final
 
+from lyc_fx.algebra.factor_shapes import read
 from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import Unsupported
 from lyc_fx.formats.peft.writers.module import Module, PlainWriter, ranks_and_alphas
@@ -46,15 +47,9 @@ def _rank(module: Module, both: bool) -> int:
 
 def _sides(module: Module) -> tuple[tuple[int, int], tuple[int, int]]:
     """`(rows, columns)` of the two Kronecker factors, the kernel apart."""
-    f = module.adapter.factors()
-    w1 = tuple(f["w1"].shape) if "w1" in f else (f["w1_a"].shape[0], f["w1_b"].shape[1])
-    if "w2" in f:
-        w2 = tuple(f["w2"].shape[:2])
-    elif "t2" in f:
-        w2 = (f["w2_a"].shape[1], f["w2_b"].shape[1])
-    else:
-        w2 = (f["w2_a"].shape[0], f["w2_b"].shape[1])
-    return (w1[0], w1[1]), (w2[0], w2[1])
+    assert isinstance(module.adapter, LoKr)
+    sizes = read(module.adapter.shapes, module.adapter.factors())
+    return (sizes["out1"], sizes["in1"]), (sizes["out2"], sizes["in2"])
 
 
 def _as_peft(
