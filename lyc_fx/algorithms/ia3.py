@@ -10,8 +10,7 @@ from lyc_fx.adapters.shaped import Shaped
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.maps import Diagonal
-from lyc_fx.algebra.new import new_shapes
-from lyc_fx.algebra.shapes import Shape
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 
 
 @final
@@ -54,8 +53,7 @@ class IA3(Shaped):
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        on_input = cls.random_scalars(rank)["on_input"]
-        return new_shapes(cls.variants["on input" if on_input else "on output"], shape, rank)
+        return {"weight": (matrix_dims(shape)[int(cls.random_scalars(rank)["on_input"])],)}
 
     @classmethod
     def random_scalars(cls, rank: int) -> dict[str, float]:
