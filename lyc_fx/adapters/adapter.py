@@ -37,8 +37,9 @@ class Adapter(ABC):
     - `keeps_zero`: whether zero stays zero, so that it can be skipped for a bias that the model lacks;
     - `uses_alpha`: False where alpha has no effect;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
-    - `factor_shapes`, `fit` and `action`. Subclass `Shaped` to derive all about shapes from `variants`, in words;
-      subclass `Additive` to derive `action` from an `expression` too.
+    - `factor_shapes`, `fit` and `action`. Subclass `Shaped` to derive these but `action`, and `layouts`, `vectors`,
+      `rank` and `uses_alpha`, from `variants`: shapes in words; subclass `Additive` to derive `action` and `low_rank`
+      from an `expression` too.
     """
 
     name: ClassVar[str]
@@ -119,9 +120,9 @@ class Adapter(ABC):
     @property
     def scale(self) -> float:
         """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so), and where it is a bound."""
-        if not self.uses_alpha or self.alpha_bounds or not self.alpha or self.rank is None:
+        if not self.alpha or self.alpha_bounds or not self.uses_alpha or (rank := self.rank) is None:
             return 1.0
-        return self.alpha / self.rank
+        return self.alpha / rank
 
     def rows(self, start: int, stop: int, shape: Shape) -> "Adapter":
         """The adapter of some output rows alone: `rows(a, b, W.shape).apply(W[a:b], s) = apply(W, s)[a:b]`, exactly.

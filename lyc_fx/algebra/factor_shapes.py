@@ -12,12 +12,14 @@ dimensions `experts` are the first. Square blocks are in `block_shapes`.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import cache
 from math import prod
 
 from torch import Tensor
 
 from lyc_fx.algebra import block_shapes
+from lyc_fx.algebra.block_shapes import Words
 from lyc_fx.algebra.shapes import Shape, expect, expect_kernel, expect_matrix, expect_values, matrix_dims
 from lyc_fx.errors import BadAdapter
 
@@ -55,18 +57,16 @@ def fit(dims: Dims, suffixes: Mapping[str, str], factors: Factors, shape: Shape)
         factor, suffix = factors[name], suffixes[name]
         if block_shapes.is_blocks(words):
             block_shapes.fit(words, suffix, factor, shape)
-            continue
-        if len(words) == 1:
-            expect(suffix, factor.shape, (sizes[words[0]],))
-            continue
-        if is_values(words):
+        elif is_values(words):
             expect_values(suffix, factor, sizes[words[1]], words[1])
-            continue
-        if is_core(words) and factor.dim() != len(shape):
+        elif len(words) == 1:
+            expect(suffix, factor.shape, (sizes[words[0]],))
+        elif is_core(words) and factor.dim() != len(shape):
             raise BadAdapter(f"{suffix} is {tuple(factor.shape)}, the weight is {tuple(shape)}")
-        expect_matrix(suffix, factor, (sizes[words[0]], prod(sizes[word] for word in words[1:])))
-        if "kernel" in words:
-            expect_kernel(suffix, factor, shape)
+        else:
+            expect_matrix(suffix, factor, (sizes[words[0]], prod(sizes[word] for word in words[1:])))
+            if "kernel" in words:
+                expect_kernel(suffix, factor, shape)
 
 
 def weight_shape(dims: Dims, factors: Factors) -> tuple[int, ...] | None:
@@ -110,24 +110,28 @@ def whole(dims: Dims) -> bool:
     return list(dims.values()) in (["weight"], ["channels"])
 
 
-def is_vector(words: Sequence[str]) -> bool:
+def is_vector(words: Words) -> bool:
     """Whether a factor may have fewer dimensions than a matrix."""
     return len(words) == 1 or is_values(words)
 
 
-def is_values(words: Sequence[str]) -> bool:
+def is_values(words: Words) -> bool:
     """Whether a factor is one value for each row or input."""
     return words[0] == "each"
 
 
-def parsed(dims: Dims) -> Iterator[tuple[str, list[str]]]:
+def parsed(dims: Dims) -> Iterator[tuple[str, Words]]:
     """The words of each factor."""
-    for name, text in dims.items():
-        first, *rest = text.split()
-        yield name, [first, *" ".join(rest).replace("*", " ").split()]
+    return ((name, _words(text)) for name, text in dims.items())
 
 
-def is_core(words: list[str]) -> bool:
+@cache
+def _words(text: str) -> Words:
+    first, *rest = text.split()
+    return (first, *" ".join(rest).replace("*", " ").split())
+
+
+def is_core(words: Words) -> bool:
     """Whether this is a Tucker core: it has the kernel, but not the inputs."""
     return "kernel" in words and not _INPUTS & {*words}
 
