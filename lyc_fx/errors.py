@@ -1,5 +1,7 @@
 """The errors that lyc-fx raises on purpose. All of them derive from `LycFxError`."""
 
+from collections.abc import Sequence
+
 
 class LycFxError(Exception):
     """Base of every error that this library raises on purpose; its text is meant for the user."""
@@ -43,6 +45,16 @@ class WrongArgument(LycFxError, TypeError):
 
 class Unsupported(LycFxError):
     """What was asked is well-formed, but lyc-fx does not do it."""
+
+
+SHOWN = 20
+"""How many faults a message lists"""
+
+
+def listing(what: str, faults: Sequence[str]) -> str:
+    """A message with a line for each fault; of many with the first ones, and how many more there are."""
+    more = len(faults) - SHOWN
+    return "\n".join([what, *faults[:SHOWN], *([f"  … and {more} more"] if more > 0 else [])])
 
 
 def counted(count: int, noun: str) -> str:

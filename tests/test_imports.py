@@ -26,7 +26,7 @@ MAY: dict[str, set[str]] = {
     "merging": {"adapters", "algebra", "errors", "numerics"},
     "formats": {"adapters", "algebra", "algorithms", "errors", "extensions", "storage"},
     "base": {"errors", "naming"},
-    "binding": {"adapters", "algorithms", "base", "choices", "errors", "formats", "merging", "naming"},
+    "binding": {"adapters", "algebra", "algorithms", "base", "choices", "errors", "formats", "merging", "naming"},
     "graph": {
         "adapters", "algebra", "base", "binding", "choices", "errors", "extensions", "merging", "naming", "numerics",
         "storage",

@@ -37,8 +37,9 @@ class Adapter(ABC):
     - `keeps_zero`: whether zero stays zero, so that it can be skipped for a bias that the model lacks;
     - `uses_alpha`: False where alpha has no effect;
     - `alpha_bounds`: whether `alpha` is a bound (OFT's constraint) rather than a scale's numerator;
-    - `factor_shapes`, `fit` and `action`. Subclass `Shaped` to derive all about shapes from `variants`, in words;
-      subclass `Additive` to derive `action` from an `expression` too.
+    - `factor_shapes`, `fit` and `action`. Subclass `Shaped` to derive these but `action`, and `layouts`, `vectors`,
+      `rank` and `uses_alpha`, from `variants`: shapes in words; subclass `Additive` to derive `action` and `low_rank`
+      from an `expression` too.
     """
 
     name: ClassVar[str]
@@ -118,11 +119,13 @@ class Adapter(ABC):
 
     @property
     def scale(self) -> float:
-        """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so)."""
+        """alpha / rank; 1 where alpha is absent or 0 (LyCORIS stores and reads them so), and where it is a bound."""
         alpha = self.alpha  # in programs whose adapters can be exchanged it is traced, as a tensor
-        if not self.uses_alpha or self.rank is None or alpha is None or (isinstance(alpha, (int, float)) and not alpha):
+        if alpha is None or (isinstance(alpha, (int, float)) and not alpha):
             return 1.0
-        return alpha / self.rank
+        if self.alpha_bounds or not self.uses_alpha or (rank := self.rank) is None:
+            return 1.0
+        return alpha / rank
 
     def rows(self, start: int, stop: int, shape: Shape) -> "Adapter":
         """The adapter of some output rows alone: `rows(a, b, W.shape).apply(W[a:b], s) = apply(W, s)[a:b]`, exactly.
@@ -148,10 +151,6 @@ class Adapter(ABC):
         It is only used if `row_step` gives None.
         """
         return None
-
-    def compact(self) -> "Adapter":
-        """The same adapter without rows and columns of its factors that contribute nothing."""
-        return self
 
     def low_rank(self, shape: Shape) -> "LoCon":
         """The same effect as plain LoCon, exactly, at every strength; in float64 where products have to be formed.

@@ -6,13 +6,12 @@ from dataclasses import MISSING, fields
 from itertools import chain
 
 from lyc_fx.adapters.adapter import Adapter
+from lyc_fx.algebra.factor_shapes import RANK, WORDS
 from lyc_fx.errors import WrongArgument
 from lyc_fx.extensions import named, shown
 
 _PLAIN = "weight"
 """A suffix that counts beside one other key alone, so that others may end in it"""
-_SIZES = "out, in, kernel, 1, weight, out1, out2, in1, in2, experts"
-_WORD = re.compile(rf"{'|'.join(_SIZES.split(', '))}|[a-z]\d*")
 _RESERVED = frozenset({"alpha", "reshape_weight", "bias_indices", "bias_values", "bias_size"})
 """What may stand beside the factors of every family"""
 
@@ -45,8 +44,9 @@ def _faults(family: type[Adapter]) -> Iterator[str]:
         if what != "suffixes" and (unknown := sorted(names - factors)):
             yield f"{what} name {', '.join(unknown)}, of which suffixes say no key"
     shapes = " ".join(text for variant in getattr(family, "variants", {}).values() for text in variant.values())
-    if unknown := sorted({word for word in re.split(r"[ *]+", shapes) if not _WORD.fullmatch(word)} - {""}):
-        yield f"variants have the words {', '.join(unknown)}: sizes are {_SIZES}, and ranks a letter, as r or p2"
+    if unknown := sorted({word for word in re.split(r"[ *]+", shapes) if not RANK.fullmatch(word)} - {"", *WORDS}):
+        sizes = ", ".join(WORDS)
+        yield f"variants have the words {', '.join(unknown)}: sizes are {sizes}, and ranks a letter, as r or p2"
     required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
     if homeless := sorted(required - factors - numbers):
         yield f"the fields {', '.join(homeless)} have no key: they belong into suffixes, or into scalars"

@@ -5,20 +5,17 @@ It is computed by `lyc_fx.algebra.normed`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter, Strength
-from lyc_fx.adapters.shaped import Additive, layouts_of
-from lyc_fx.algebra import Dims, Shape, cuts
+from lyc_fx.adapters.shaped import Additive
+from lyc_fx.algebra import Shape, cuts
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.normed import Normed
 from lyc_fx.errors import BadAdapter
-
-if TYPE_CHECKING:
-    from lyc_fx.algorithms.locon import LoCon
 
 DORA: Mapping[str, str] = {"magnitude": "dora_scale"}
 """The suffix that a family which may be decomposed adds to its own."""
@@ -26,15 +23,9 @@ _EPSILON = torch.finfo(torch.float32).eps
 """LyCORIS adds the epsilon of dora_scale's dtype to the norm; it trains and loads that in float32."""
 
 
-def decomposed(variants: Mapping[str, Dims]) -> tuple[frozenset[str], ...]:
-    """The layouts of a family of these variants, each without and with a magnitude."""
-    layouts = layouts_of(variants)
-    return (*layouts, *(layout | {"magnitude"} for layout in layouts))
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Decomposable(Additive):
-    """An additive family that may carry a magnitude m. With one, at strength 1:
+    """An additive family of which each layout may carry a magnitude m. With one, at strength 1:
 
     `W' = m · V / (‖V‖ + ε)`, `V = W + ΔW`, ε = 2⁻²³: the norm is that of the *merged* weight, taken over all
     dimensions but the output (m of shape `(out, 1…)` or `(out)`) or but the input (m of shape `(1, in/groups, 1…)`).
@@ -47,17 +38,9 @@ class Decomposable(Additive):
 
     magnitude: Tensor | None = None
 
-    ranked: ClassVar[tuple[str, ...]]
-    """Factors whose first size is the rank: the first of them that is present"""
-
-    @property
-    def rank(self) -> int | None:
-        return next((factor.shape[0] for name in self.ranked if (factor := getattr(self, name)) is not None), None)
-
-    @property
-    @final
-    def uses_alpha(self) -> bool:
-        return self.rank is not None
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.layouts = (*cls.layouts, *(layout | {"magnitude"} for layout in cls.layouts))
 
     @property
     @final
@@ -101,12 +84,6 @@ class Decomposable(Additive):
         if cut is not None and self.magnitude is not None:
             cut["magnitude"] = self.magnitude[:, start:stop]
         return None if cut is None else self.with_factors(cut)
-
-    def low_rank(self, shape: Shape) -> "LoCon":
-        """In float64: `lyc_fx.algebra.Structure.pair`."""
-        from lyc_fx.algorithms.locon import LoCon  # which is such a family itself
-
-        return LoCon.of(*self.to(torch.float64).expression().pair(), shape, like=self)
 
     @final
     def action(self, strength: Strength) -> Action:

@@ -1,4 +1,4 @@
-"""What Diag-OFT and BOFT share: orthogonal blocks from skew ones, a bound on them, and a rescaling of rows."""
+"""Rotations by orthogonal blocks from skew ones, with a bound on these; and what Diag-OFT and BOFT share besides."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -7,64 +7,51 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters.adapter import Adapter, Strength
+from lyc_fx.adapters.adapter import Strength
+from lyc_fx.adapters.shaped import Shaped
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.rotations import cayley, skew
-from lyc_fx.algebra.shapes import Shape, matrix_dims
-from lyc_fx.errors import BadAdapter
+from lyc_fx.algebra.shapes import Shape
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Orthogonal(Adapter):
+class Bounded(Shaped):
+    """A family whose `alpha` is a bound on its generators (COFT), no scale: 0 is none."""
+
+    alpha_bounds = True
+
+    blocks: Tensor
+    """The generators B, before they are made skew"""
+
+    @property
+    def variant(self) -> str:
+        return ", ".join(filter(None, (f"constraint {self.alpha:g}" if self.alpha else "", self.kind)))
+
+    @final
+    def bounded(self, turn: Tensor, norm: Tensor, bound: float) -> Tensor:
+        """A skew matrix that is shrunk to a norm where its own is above that."""
+        return turn * (bound / norm).clamp(max=1.0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Orthogonal(Bounded):
     """A family that rotates the output rows of the weight, and then rescales them.
 
     The rotation follows the reference at every strength. The rescaling is `1 + s · (rescale - 1)`; convention
-    "lycoris" has `rescale` at every strength, also at 0. `alpha` is a bound (COFT), no scale: 0 is none.
+    "lycoris" has `rescale` at every strength, also at 0.
     """
 
-    alpha_bounds = True
-    vectors = frozenset({"rescale"})
-
-    blocks: Tensor
     rescale: Tensor | None = None
-    """`(out, 1…)`"""
 
     @abstractmethod
     def rotation(self, strength: Strength) -> tuple[Map, ...]:
         """What is done to the rows, in this order."""
 
-    @abstractmethod
-    def fit_blocks(self, out: int) -> None:
-        """Raise BadAdapter unless the blocks fit this many output rows."""
-
-    @property
-    def rank(self) -> int:
-        """The block size."""
-        return self.blocks.shape[-1]
-
-    @property
-    def scale(self) -> float:
-        return 1.0
-
-    @property
-    def variant(self) -> str:
-        bound = f"constraint {self.alpha:g}" if self.alpha else ""
-        return ", ".join(filter(None, (bound, "rescale" if self.rescale is not None else "")))
-
     @final
     def inert(self, strength: float) -> bool:
         return strength == 0 and (self.rescale is None or self.convention == "interpolate")
-
-    @final
-    def fit(self, shape: Shape) -> None:
-        matrix_dims(shape)
-        if self.blocks.shape[-1] != self.blocks.shape[-2]:
-            raise BadAdapter(f"oft_blocks is {tuple(self.blocks.shape)}, its blocks are not square")
-        self.fit_blocks(shape[0])
-        if self.rescale is not None and self.rescale.numel() != shape[0]:
-            raise BadAdapter(f"rescale is {tuple(self.rescale.shape)}, the weight has {shape[0]} output rows")
 
     @final
     def columns(self, start: int, stop: int, shape: Shape) -> Self:
@@ -87,6 +74,5 @@ class Orthogonal(Adapter):
         """
         turn = skew(self.blocks)
         if self.alpha:
-            norm = torch.linalg.vector_norm(turn) + 1e-8
-            turn = turn * (self.alpha * out / norm).clamp(max=1.0)
+            turn = self.bounded(turn, torch.linalg.vector_norm(turn) + 1e-8, self.alpha * out)
         return cayley(turn, strength)

@@ -1,6 +1,6 @@
 """Adapters with room for more ranks: factors filled up with zeros, so that others fit in their place."""
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -10,11 +10,8 @@ from torch.nn.functional import pad
 
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.shaped import Additive
-from lyc_fx.algebra.factor_shapes import parsed
+from lyc_fx.algebra.factor_shapes import RANK, parsed
 from lyc_fx.errors import BadAdapter
-
-_RANK = re.compile(r"[rpq]\d?")
-"""The words for ranks in the shapes of factors"""
 
 
 @final
@@ -54,7 +51,7 @@ def padded(adapter: Adapter, rank: int) -> Adapter:
     """
     if not isinstance(adapter, Additive):
         return adapter
-    shapes = {name: words for name, words in parsed(adapter.shapes) if any(map(_RANK.fullmatch, words))}
+    shapes = {name: words for name, words in parsed(adapter.shapes) if any(map(RANK.fullmatch, words))}
     if not shapes:
         return adapter
     factors = {name: _padded(adapter.factors()[name], words, rank) for name, words in shapes.items()}
@@ -64,10 +61,10 @@ def padded(adapter: Adapter, rank: int) -> Adapter:
     return wide
 
 
-def _padded(factor: Tensor, words: list[str], rank: int) -> Tensor:
+def _padded(factor: Tensor, words: Sequence[str], rank: int) -> Tensor:
     missing = [0] * (2 * factor.dim())
     for at, word in enumerate(words[: factor.dim()]):
-        if _RANK.fullmatch(word):
+        if RANK.fullmatch(word):
             if factor.shape[at] > rank:
                 raise BadAdapter(f"the adapter has rank {factor.shape[at]}, and there is room for {rank}")
             missing[2 * (factor.dim() - 1 - at) + 1] = rank - factor.shape[at]

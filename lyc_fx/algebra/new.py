@@ -2,7 +2,8 @@
 
 from math import isqrt, prod
 
-from lyc_fx.algebra.factor_shapes import Dims, is_core, parsed, whole
+from lyc_fx.algebra.block_shapes import has_stages, is_blocks, side_of
+from lyc_fx.algebra.factor_shapes import Dims, is_core, is_values, parsed, whole
 from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.errors import BadAdapter
 
@@ -10,6 +11,8 @@ from lyc_fx.errors import BadAdapter
 def new_shapes(dims: Dims, shape: Shape, rank: int) -> dict[str, tuple[int, ...]]:
     """Shapes of new factors. Raises BadAdapter where there are none for a weight of this shape."""
     if whole(dims):
+        if "channels" in dims.values() and len(shape) != 1:
+            raise BadAdapter(f"a factor for each channel is for a vector, not for shape {tuple(shape)}")
         return {name: tuple(shape) for name in dims}
     out, inner, _ = matrix_dims(shape)
     kernel = tuple(shape[2:])
@@ -19,7 +22,41 @@ def new_shapes(dims: Dims, shape: Shape, rank: int) -> dict[str, tuple[int, ...]
     sizes = {"out": (out,), "in": (inner,), "kernel": kernel, "1": (1,) * len(kernel)}
     sizes |= {"out1": (out1,), "out2": (out2,), "in1": (in1,), "in2": (in2,)}
     sizes |= {f"{word}*kernel": (prod((size, *kernel)),) for word, size in (("in", inner), ("in2", in2))}
-    return {n: tuple(s for word in words.split() for s in sizes.get(word, (rank,))) for n, words in dims.items()}
+    made = {}
+    for name, text in dims.items():
+        first, *rest = words = text.split()
+        if is_blocks(words):
+            made[name] = _blocks(words, shape, rank)
+        elif is_values(words):
+            own = int("in" in words)
+            made[name] = tuple(size if dim == own else 1 for dim, size in enumerate(shape))
+        else:
+            leading = (1,) if first == "1" else sizes.get(first, (rank,))
+            made[name] = (*leading, *(size for word in rest for size in sizes.get(word, (rank,))))
+    return made
+
+
+def _blocks(words: list[str], shape: Shape, rank: int) -> tuple[int, ...]:
+    """Of about this size, and in as many stages as there can be. Raises BadAdapter where all would be of size 1."""
+    size, side = side_of(words, shape)
+    staged, on_rows = "stages" in words, "row_blocks" in words
+    if size < 2 or (staged and on_rows and size % 2):
+        raise BadAdapter(f"a rotation needs {'an even number of' if staged and on_rows else 'at least two'} {side}")
+    if not on_rows:
+        block = min((d for d in range(2, size + 1) if size % d == 0), key=lambda d: abs(d - rank))
+    elif staged:
+        block = size
+        while block % 4 == 0 and block > 2 * rank:
+            block //= 2
+    else:
+        low, high = factorization(size, rank)
+        block = low if low > 1 else high
+    if not staged:
+        return 1 if not on_rows and rank % 4 == 0 else size // block, block, block
+    stages = 1
+    while has_stages(stages + 1, block, size):
+        stages += 1
+    return stages, size // block, block, block
 
 
 def factorization(size: int, factor: int = -1) -> tuple[int, int]:

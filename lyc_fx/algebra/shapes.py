@@ -43,3 +43,10 @@ def expect_kernel(what: str, factor: Tensor, shape: Shape) -> None:
     """Raise BadAdapter where a factor that carries the kernel has another kernel than the weight."""
     if factor.dim() == len(shape):
         expect(f"the kernel of {what}", factor.shape[2:], shape[2:])
+
+
+def expect_values(what: str, factor: Tensor, size: int, word: str) -> None:
+    """Raise BadAdapter where a factor is not one value for each of so many rows or inputs."""
+    if [each for each in factor.shape if each != 1] != [size] * (size != 1):
+        of = {"out": "output rows", "in": "inputs"}[word]
+        raise BadAdapter(f"{what} is {tuple(factor.shape)}, the weight asks for one value for each of {size} {of}")

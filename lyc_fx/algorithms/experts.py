@@ -1,11 +1,11 @@
 """Experts: one low-rank product for each slice of a 3-D parameter, such as the experts of a mixture (PEFT)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, final
 
 from torch import Tensor
 
-from lyc_fx.adapters.shaped import Additive, layouts_of
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra import Batched, Shape, Structure
 from lyc_fx.errors import BadAdapter
 
@@ -23,18 +23,11 @@ class Experts(Additive):
     name = "experts"
     suffixes = {"up": "experts_up", "down": "experts_down"}
     variants = {"": {"up": "experts out r", "down": "experts r in"}}
-    layouts = layouts_of(variants)
 
     up: Tensor
-    """`(experts, out, r)`"""
     down: Tensor
-    """`(experts, r, in)`"""
     turned: Literal[True] | None = None
     """That a weight with in = out is `(e, in, out)`; None where nothing shows it"""
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[1]
 
     def fit(self, shape: Shape) -> None:
         up, down = tuple(self.up.shape), tuple(self.down.shape)
@@ -53,15 +46,6 @@ class Experts(Additive):
 
     def weight_shape(self) -> None:
         """Which of the two it is, the factors do not tell."""
-
-    def row_step(self, shape: Shape, at_most: int) -> int:
-        return at_most
-
-    def rows(self, start: int, stop: int, shape: Shape) -> "Experts":
-        """Some experts, or of a matrix some rows."""
-        if len(shape) == 2:
-            return replace(self, up=self.up[:, start:stop])
-        return replace(self, up=self.up[start:stop], down=self.down[start:stop])
 
     def expression(self) -> Structure:
         return Batched(self.up, self.down, turned=bool(self.turned))

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters.shaped import Additive, layouts_of
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra import Dense, Shape, Structure
 
 
@@ -19,9 +19,6 @@ class Full(Additive):
     suffixes = {"diff": "diff"}
     bias_suffixes = {"diff": "diff_b"}
     variants = {"": {"diff": "weight"}}
-    layouts = layouts_of(variants)
-    vectors = frozenset({"diff"})
-    uses_alpha = False
 
     diff: Tensor
 

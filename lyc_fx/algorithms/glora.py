@@ -6,8 +6,8 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Strength
-from lyc_fx.adapters.shaped import Shaped, layouts_of
-from lyc_fx.algebra import Dims, Low, Shape
+from lyc_fx.adapters.shaped import Shaped
+from lyc_fx.algebra import Low, Shape
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.added import Added
 from lyc_fx.algebra.mapped import Mapped
@@ -31,16 +31,11 @@ class GLoRA(Shaped):
         "": {"a1": "in r 1", "a2": "r in 1", "b1": "out r 1", "b2": "r in kernel"},
         "old orientation": {"a1": "r in 1", "a2": "in r 1", "b1": "r in kernel", "b2": "out r 1"},
     }
-    layouts = layouts_of({"": variants[""]})
 
     a1: Tensor
-    """`(in, r, 1…)`; old: `(r, in, 1…)`"""
     a2: Tensor
-    """`(r, in, 1…)`; old: `(in, r, 1…)`"""
     b1: Tensor
-    """`(out, r, 1…)`; old: `(r, in, *kernel)`"""
     b2: Tensor
-    """`(r, in, *kernel)`; old: `(out, r, 1…)`"""
 
     inputs: int | None = None
     """Of the weight, once that is known: it decides where the factors alone leave it open"""
@@ -55,16 +50,8 @@ class GLoRA(Shaped):
         return rows and (not columns or self.a1.shape[0] < self.a1.shape[1])
 
     @property
-    def rank(self) -> int:
-        return self.a1.shape[0 if self._old else 1]
-
-    @property
-    def variant(self) -> str:
+    def kind(self) -> str:
         return "old orientation" if self._old else ""
-
-    @property
-    def shapes(self) -> Dims:
-        return self.variants[self.variant]
 
     def _pairs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1, a2, b1, b2 in the new orientation."""

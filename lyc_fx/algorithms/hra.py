@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Strength
-from lyc_fx.adapters.shaped import Shaped, layouts_of
+from lyc_fx.adapters.shaped import Shaped
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.mapped import Mapped
 from lyc_fx.algebra.rotations import reflections
@@ -26,9 +26,7 @@ class HRA(Shaped):
     suffixes = {"u": "hra_u"}
     scalars = {"orthonormal": "hra_gs"}
     variants = {"": {"u": "in*kernel r"}}
-    layouts = layouts_of(variants)
     uses_alpha = False
-    rank = property(lambda self: self.u.shape[1])
     variant = property(lambda self: "Gram-Schmidt" if self.orthonormal else "")
 
     u: Tensor
@@ -37,11 +35,9 @@ class HRA(Shaped):
 
     def fit(self, shape: Shape) -> None:
         super().fit(shape)
-        if bool(matrix(self.u).double().eq(0).all(dim=0).any()) or (self.orthonormal and self.rank > self.u.shape[0]):
+        columns = matrix(self.u)
+        if bool(columns.double().eq(0).all(dim=0).any()) or (self.orthonormal and columns.shape[1] > columns.shape[0]):
             raise BadAdapter(f"hra_u {tuple(self.u.shape)} has columns without a direction")
-
-    def weight_shape(self) -> None:
-        """Nothing tells `out`."""
 
     def action(self, strength: Strength) -> Action:
         return Mapped(columns=Shear(*reflections(matrix(self.u), orthonormal=bool(self.orthonormal)), -strength))

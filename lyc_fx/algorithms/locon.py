@@ -1,12 +1,12 @@
 """LoCon: low-rank adaptation of Linear and Conv (LoRA, arXiv:2106.09685; conv and Tucker as in LyCORIS)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter
-from lyc_fx.adapters.decomposed import DORA, Decomposable, decomposed
+from lyc_fx.adapters.decomposed import DORA, Decomposable
 from lyc_fx.algebra import Low, Shape, Structure, Tucker
 from lyc_fx.algebra.tensors import matrix
 from lyc_fx.errors import BadAdapter
@@ -28,19 +28,10 @@ class LoCon(Decomposable):
         "": {"up": "out r 1", "down": "r in kernel"},
         "tucker": {"up": "out p 1", "down": "q in 1", "mid": "p q kernel"},
     }
-    layouts = decomposed(variants)
-    ranked = ("down",)
 
     up: Tensor
-    """`(out, r, 1…)`"""
     down: Tensor
-    """`(r, in/groups, *kernel)`; with a core `(r, in/groups, 1…)`"""
     mid: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of up, then that of down"""
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
 
     def expression(self) -> Structure:
         if self.mid is None:
@@ -62,14 +53,6 @@ class LoCon(Decomposable):
                 f"{groups} groups, where every output reads all inputs: no weight of the layer represents that (PEFT "
                 "cannot merge it either); run the model with PEFT, or leave this module out"
             )
-
-    def compact(self) -> "LoCon":
-        """Without the columns of `up` that are zero: a fused adapter that was trained as several is block-sparse."""
-        used = matrix(self.up).ne(0).any(dim=0)
-        if self.mid is not None or bool(used.all()) or not bool(used.any()):
-            return self
-        alpha = self.scale * int(used.sum()) if self.alpha else None
-        return replace(self, up=self.up[:, used], down=self.down[used], alpha=alpha)
 
     def low_rank(self, shape: Shape) -> "LoCon":
         return self if self.mid is None else super().low_rank(shape)

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters.decomposed import DORA, Decomposable, decomposed
+from lyc_fx.adapters.decomposed import DORA, Decomposable
 from lyc_fx.algebra import Hadamard, Low, Structure, Tucker
 from lyc_fx.algebra.tensors import matrix
 
@@ -35,17 +35,12 @@ class LoHa(Decomposable):
         "tucker": {"w1_a": "p1 out", "w1_b": "q1 in", "t1": "p1 q1 kernel",
                    "w2_a": "p2 out", "w2_b": "q2 in", "t2": "p2 q2 kernel"},
     }  # fmt: skip
-    layouts = decomposed(variants)
-    ranked = ("w1_b",)
 
     w1_a: Tensor
-    """`(out, r)`; with a core the other way round, `(r, out)`"""
     w1_b: Tensor
-    """`(r, in/groups · kernel)`; with a core `(r, in/groups)`"""
     w2_a: Tensor
     w2_b: Tensor
     t1: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of the output"""
     t2: Tensor | None = None
 
     def expression(self) -> Structure:

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters.decomposed import DORA, Decomposable, decomposed
+from lyc_fx.adapters.decomposed import DORA, Decomposable
 from lyc_fx.algebra import Dense, Dims, Kron, Low, Structure, Tucker
 from lyc_fx.algebra.tensors import matrix
 
@@ -39,23 +39,14 @@ class LoKr(Decomposable):
         **DORA,
     }
     variants = {f"{one}, {two}": {**left, **right} for one, left in _LEFT.items() for two, right in _RIGHT.items()}
-    layouts = decomposed(variants)
-    ranked = ("w1_b", "w2_b")
 
     w1: Tensor | None = None
-    """`(l, m)`"""
     w1_a: Tensor | None = None
-    """`(l, r)`"""
     w1_b: Tensor | None = None
-    """`(r, m)`"""
     w2: Tensor | None = None
-    """`(k, n, *kernel)`"""
     w2_a: Tensor | None = None
-    """`(k, r)`; with a core the other way round, `(r, k)`"""
     w2_b: Tensor | None = None
-    """`(r, n · kernel)` or `(r, n, *kernel)`; with a core `(r, n)`"""
     t2: Tensor | None = None
-    """`(r, r, *kernel)`: first the rank on the side of the output"""
 
     def expression(self) -> Structure:
         return Kron(self._left(), self._right())

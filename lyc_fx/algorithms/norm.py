@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from lyc_fx.adapters.shaped import Additive, layouts_of
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra import Dense, Shape, Structure
 from lyc_fx.errors import BadAdapter
 
@@ -19,12 +19,8 @@ class Norm(Additive):
     suffixes = {"difference": "w_norm"}
     bias_suffixes = {"difference": "b_norm"}
     variants = {"": {"difference": "weight"}}
-    layouts = layouts_of(variants)
-    vectors = frozenset({"difference"})
-    uses_alpha = False
 
     difference: Tensor
-    """`(channels)`"""
 
     def expression(self) -> Structure:
         return Dense(self.difference)

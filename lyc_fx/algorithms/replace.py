@@ -6,7 +6,7 @@ from typing import Self, final
 from torch import Tensor
 
 from lyc_fx.adapters.adapter import Strength
-from lyc_fx.adapters.shaped import Shaped, layouts_of
+from lyc_fx.adapters.shaped import Shaped
 from lyc_fx.algebra import Shape
 from lyc_fx.algebra.action import Action, Whole
 
@@ -24,9 +24,6 @@ class Replace(Shaped):
     suffixes = {"value": "set_weight"}
     bias_suffixes = {"value": "set_bias"}
     variants = {"": {"value": "weight"}}
-    layouts = layouts_of(variants)
-    uses_alpha = False
-    vectors = frozenset({"value"})
 
     value: Tensor
     """V, in the shape of the parameter"""

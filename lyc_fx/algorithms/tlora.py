@@ -6,9 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lyc_fx.adapters.adapter import Adapter, Strength
+from lyc_fx.adapters.adapter import Strength
+from lyc_fx.adapters.shaped import Shaped
 from lyc_fx.algebra.action import Action, Whole
-from lyc_fx.algebra.shapes import Shape, expect, expect_matrix, matrix_dims
+from lyc_fx.algebra.shapes import Shape, matrix_dims
 from lyc_fx.algebra.tensors import low_rank, matrix, shaped
 from lyc_fx.errors import BadAdapter
 
@@ -18,7 +19,7 @@ _REASON = "the change is measured from the weight's own singular vectors, which 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TLoRA(Adapter):
+class TLoRA(Shaped):
     """`ΔW = alpha/r · (P · diag(λ) · Q - P₀ · diag(λ₀) · Q₀)`, P₀ λ₀ Q₀ the r greatest singular parts of W.
 
     The file does not hold P₀, λ₀ and Q₀: it means something on the base weight that it was trained on, and
@@ -27,28 +28,18 @@ class TLoRA(Adapter):
 
     name = "tlora"
     suffixes = {"q": "q_layer.weight", "p": "p_layer.weight", "lam": "lambda_layer"}
-    layouts = (frozenset({"q", "p", "lam"}),)
+    variants = {"": {"q": "r in 1", "p": "out r 1", "lam": "1 r"}}
 
     q: Tensor
-    """`(r, in, 1…)`"""
     p: Tensor
-    """`(out, r, 1…)`"""
     lam: Tensor
-    """`(1, r)`"""
-
-    @property
-    def rank(self) -> int:
-        return self.q.shape[0]
 
     def fit(self, shape: Shape) -> None:
-        out, inner, taps = matrix_dims(shape)
-        if taps != 1:
-            raise BadAdapter("a T-LoRA of a k×k convolution has no defined effect: the reference's own is broken")
-        expect_matrix("q_layer.weight", self.q, (self.rank, inner))
-        expect_matrix("p_layer.weight", self.p, (out, self.rank))
-        expect("lambda_layer", self.lam.shape, (1, self.rank))
-        if self.rank > min(out, inner):
-            raise BadAdapter(f"rank {self.rank} exceeds the weight's {min(out, inner)} singular values")
+        _within(self.q.shape[0], shape)
+        super().fit(shape)
+
+    def mixes_rows(self, shape: Shape) -> bool:
+        return True
 
     def action(self, strength: Strength) -> Action:
         return Whole(lambda weight: weight + self._change(weight, strength), _REASON)
@@ -56,7 +47,7 @@ class TLoRA(Adapter):
     def _change(self, weight: Tensor, strength: Strength) -> Tensor:
         u, s, vh = torch.linalg.svd(matrix(weight), full_matrices=False)
         before = (u[:, : self.rank] * s[: self.rank]) @ vh[: self.rank]
-        after = low_rank(matrix(self.p) * self.lam, self.q, before.shape)
+        after = low_rank(matrix(self.p) * matrix(self.lam), self.q, before.shape)
         return shaped((after - before) * (strength * self.scale), weight.shape)
 
     def doubt(self, weight: Tensor) -> str | None:
@@ -73,8 +64,13 @@ class TLoRA(Adapter):
 
     @classmethod
     def factor_shapes(cls, shape: Shape, layout: frozenset[str], rank: int) -> dict[str, tuple[int, ...]]:
-        out, inner, taps = matrix_dims(shape)
-        if taps != 1 or rank > min(out, inner):
-            raise BadAdapter("a T-LoRA needs a Linear or a 1×1 convolution, and a rank within it")
-        ones = [1] * (len(shape) - 2)
-        return {"q": (rank, inner, *ones), "p": (out, rank, *ones), "lam": (1, rank)}
+        _within(rank, shape)
+        return super().factor_shapes(shape, layout, rank)
+
+
+def _within(rank: int, shape: Shape) -> None:
+    out, inner, taps = matrix_dims(shape)
+    if taps != 1:
+        raise BadAdapter("a T-LoRA of a k×k convolution has no defined effect: the reference's own is broken")
+    if rank > min(out, inner):
+        raise BadAdapter(f"rank {rank} exceeds the weight's {min(out, inner)} singular values")

@@ -4,13 +4,11 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import final
 
-import torch
 from torch import Tensor
 
-from lyc_fx.adapters.shaped import Additive, layouts_of
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra import Low, Shape, Structure
 from lyc_fx.algebra.tensors import matrix
-from lyc_fx.algorithms.locon import LoCon
 
 
 @final
@@ -21,10 +19,7 @@ class VeRA(Additive):
     name = "vera"
     suffixes = {"a": "vera_A", "b": "vera_B", "lambda_b": "vera_lambda_b", "lambda_d": "vera_lambda_d"}
     variants = {"": {"a": "r in*kernel", "b": "out r", "lambda_b": "out", "lambda_d": "r"}}
-    layouts = layouts_of(variants)
-    vectors = frozenset({"lambda_b", "lambda_d"})
     uses_alpha = False
-    rank = property(lambda self: self.a.shape[0])
 
     a: Tensor
     b: Tensor
@@ -40,6 +35,3 @@ class VeRA(Additive):
 
     def expression(self) -> Structure:
         return Low(matrix(self.b) * self.lambda_b.reshape([-1, 1]), matrix(self.a) * self.lambda_d.reshape([-1, 1]))
-
-    def low_rank(self, shape: Shape) -> LoCon:
-        return LoCon.of(*self.to(torch.float64).expression().pair(), shape, like=self)

@@ -12,8 +12,8 @@ from lyc_fx.binding.named import names_for
 from lyc_fx.binding.report import Applied, Report, Unused
 from lyc_fx.binding.stack import Stack
 from lyc_fx.binding.twins import Twins, mirrored
-from lyc_fx.binding.unmatched import OF_UNREAD, advice, shortened, unmatched
-from lyc_fx.errors import BadAdapter, NotApplicable, counted
+from lyc_fx.binding.unmatched import OF_UNREAD, advice, unmatched
+from lyc_fx.errors import BadAdapter, NotApplicable, counted, listing
 from lyc_fx.naming import Names, Piece
 
 
@@ -92,7 +92,7 @@ def bind(
         unread = any(part.adapters.unread for part in stack.parts)
         hint = advice(lost, [row.module for row in applied], shapes) if lost and strict else ""
         hint = OF_UNREAD if unread and strict and not lost else hint
-        raise NotApplicable("\n".join([f"{counted(wrong, 'adapter')} cannot be applied:", *shortened(faults)]), hint)
+        raise NotApplicable(listing(f"{counted(wrong, 'adapter')} cannot be applied:", faults), hint)
     parts = {
         part for w in weights.values() if w.weight_norm for part in (w.weight_norm.direction, w.weight_norm.magnitude)
     }

@@ -11,6 +11,7 @@ from lyc_fx.adapters.adapter_set import Entry
 from lyc_fx.algorithms.experts import Experts
 from lyc_fx.algorithms.full import Full
 from lyc_fx.algorithms.replace import Replace
+from lyc_fx.binding.part import part_of
 from lyc_fx.errors import BadAdapter
 from lyc_fx.naming import Piece, Pieces, in_before_out, is_projection
 
@@ -68,7 +69,7 @@ def placed(
     if len(found) > 1:
         meant = " or ".join("+".join(p.parameter for p in pieces) for pieces in found)
         raise BadAdapter(f"the name is ambiguous: it may mean {meant}; rename the key to the dotted path")
-    pieces, made = found[0], []
+    pieces = found[0]
     for piece in pieces:
         weight = weights[piece.parameter]
         if not weight.dtype.is_floating_point:
@@ -111,10 +112,7 @@ def placed(
         hint = "; it would fit the transpose: is the weight stored as (in, out)? Then use --transposed"
         name = " + ".join(piece.parameter for piece in pieces)
         raise BadAdapter(f"does not fit {name} {shape}: {error}{hint if fits_transposed else ''}") from error
-    for piece in pieces:
-        adapter = oriented if piece.source_rows is None else oriented.rows(*piece.source_rows, shape).compact()
-        made.append((piece, adapter))
-    return made
+    return [(piece, part_of(oriented, piece.source_rows, shape)) for piece in pieces]
 
 
 def _oriented(adapter: Adapter, name: str, shape: tuple[int, ...], weights: Mapping[str, Weight]) -> Adapter:

@@ -66,9 +66,9 @@ class Stack:
 def stacked(
     adapters: Adapters,
     strength: float | Blocks = 1.0,
-    *,
     convention: Convention = "interpolate",
     sequential: bool = False,
+    *,
     allow_nonfinite: bool = False,
     component: str | Sequence[str] | None = None,
 ) -> Stack:

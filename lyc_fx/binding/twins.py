@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.binding.fitting import Weight
+from lyc_fx.binding.part import part_of
 from lyc_fx.naming import FUSIONS, Piece
 
 Twins = Mapping[str, tuple[Piece, ...]]
@@ -57,4 +58,4 @@ def mirrored(
     yield piece, adapter
     for twin in same.get(piece.parameter, ()) if piece.rows is None else ():
         shape = weights[piece.parameter].logical
-        yield twin, adapter if twin.source_rows is None else adapter.rows(*twin.source_rows, shape).compact()
+        yield twin, part_of(adapter, twin.source_rows, shape)

@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.base.architecture import purpose
-from lyc_fx.errors import counted
+from lyc_fx.errors import SHOWN, counted
 from lyc_fx.naming import COMPONENTS, INTERLEAVED, PREFIXES, Names
 
-SHOWN = 20
-"""How many items of a long list a message shows"""
 _PARTS = ("weight_g", "weight_v", "weight_orig", *(f"parametrizations.weight.original{n}" for n in ("", "0", "1")))
 """The tensors from which weight norm and other parametrizations compute a module's weight"""
 
@@ -82,9 +80,3 @@ def elsewhere(lost: Sequence[str], matched: Sequence[str]) -> dict[str, list[str
         if prefix is not None and matched and not any(module.startswith(prefix) for module in matched):
             found[prefix].append(module)
     return dict(found)
-
-
-def shortened(lines: list[str]) -> list[str]:
-    """Return the first lines, and how many more there are."""
-    more = len(lines) - SHOWN
-    return lines if more <= 0 else [*lines[:SHOWN], f"  … and {more} more"]

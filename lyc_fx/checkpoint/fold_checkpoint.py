@@ -93,14 +93,7 @@ def fold_checkpoint(
     target = None if out is None else path_of(out, "the output")
     if rounding not in get_args(Rounding):
         raise BadAdapter(f"there is no rounding {rounding!r}: use {' or '.join(map(repr, get_args(Rounding)))}")
-    stack = stacked(
-        adapters,
-        strength,
-        convention=convention,
-        sequential=sequential,
-        allow_nonfinite=allow_nonfinite,
-        component=component,
-    )
+    stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     source = open_base(base)
     patterns = tuple(transposed)
     tied = find_ties(source)

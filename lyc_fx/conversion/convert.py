@@ -5,12 +5,13 @@ The exact form of an algorithm as LoRA is `Adapter.low_rank`.
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
+from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.algorithms.locon import LoCon
 from lyc_fx.binding.chosen import Source, one
@@ -18,14 +19,13 @@ from lyc_fx.conversion.gather import ConvertedAdapter, gather
 from lyc_fx.conversion.like import own_shapes, use_model_names
 from lyc_fx.conversion.metadata import update_metadata
 from lyc_fx.conversion.truncated import truncate
-from lyc_fx.errors import BadAdapter, Unsupported, counted
+from lyc_fx.errors import SHOWN, BadAdapter, Unsupported, counted, listing
 from lyc_fx.formats import FORMATS, Contents, Format, formats, save, writer
 from lyc_fx.formats.peft import Peft
 from lyc_fx.inspection.shapes import Like, shapes_of
 from lyc_fx.naming import Names, Target, TargetNames, without_wrappers
 from lyc_fx.naming.components import component_of
 
-_SHOWN = 20
 Path_ = str | os.PathLike[str]
 
 
@@ -77,7 +77,7 @@ def convert(adapters: Source, to: str, *, like: Like | None = None, svd: int | N
     target, format_ = _convention(to)
     adapters = one(adapters)
     if adapters.unread:
-        raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:_SHOWN])}")
+        raise BadAdapter(f"{adapters.source}: no format reads {', '.join(adapters.unread[:SHOWN])}")
     if like is None:
         shapes = own_shapes(adapters, target)
     else:
@@ -139,19 +139,13 @@ def _components(made: list[ConvertedAdapter], format_: Format) -> dict[str, list
 
 def _reduce_ranks(made: list[ConvertedAdapter], rank: int) -> list[ConvertedAdapter]:
     """Approximate LoRA of a higher rank by LoRA of this rank. Raises Unsupported if one cannot be approximated."""
-    found, faults = [], []
-    for each in made:
-        plain = isinstance(each.adapter, LoCon) and each.adapter.mid is None
-        if not plain or (each.adapter.rank or 0) <= rank:
-            found.append(each)
-            continue
-        try:
-            adapter, error = truncate(each.adapter, each.shape, rank)
-            found.append(_to_float32(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error)))
-        except BadAdapter as error:
-            faults.append(f"  {', '.join(each.sources)}: {error}")
+
+    def reduced(each: ConvertedAdapter) -> ConvertedAdapter:
+        return _truncated(each, rank) if _is_plain(each.adapter) and (each.adapter.rank or 0) > rank else each
+
+    found, faults = _each(reduced, made)
     if faults:
-        raise Unsupported("\n".join([f"{counted(len(faults), 'adapter')} cannot have rank {rank}:", *faults[:_SHOWN]]))
+        raise Unsupported(listing(f"{counted(len(faults), 'adapter')} cannot have rank {rank}:", faults))
     return found
 
 
@@ -160,27 +154,32 @@ def _as_low_rank(made: list[ConvertedAdapter], svd: int | None, refused: Unsuppo
 
     `refused` is the error for the adapters as they were. Raises Unsupported for those that have no such form.
     """
-    lowered, faults = [], []
+
+    def lowered(each: ConvertedAdapter) -> ConvertedAdapter:
+        return each if len(each.shape) < 2 or each.leaf != "weight" or _is_plain(each.adapter) else _low_rank(each, svd)
+
+    found, faults = _each(lowered, made)
+    if faults:
+        advice = "--svd RANK (svd=RANK) writes the best LoRA of that rank, if changes do not depend on the weight."
+        raise Unsupported(listing(str(refused), faults) + ("" if svd else f"\n{advice}"))
+    return found
+
+
+def _each(
+    change: Callable[[ConvertedAdapter], ConvertedAdapter], made: list[ConvertedAdapter]
+) -> tuple[list[ConvertedAdapter], list[str]]:
+    """The changed adapters, and a line for each one that cannot be changed so."""
+    found, faults = [], []
     for each in made:
-        if (
-            len(each.shape) < 2
-            or each.leaf != "weight"
-            or (isinstance(each.adapter, LoCon) and each.adapter.mid is None)
-        ):
-            lowered.append(each)
-            continue
         try:
-            lowered.append(_low_rank(each, svd))
+            found.append(_to_float32(change(each)))
         except BadAdapter as error:
             faults.append(f"  {', '.join(each.sources)}: {error}")
-    if faults:
-        advice = (
-            ""
-            if svd
-            else "\n--svd RANK (svd=RANK) writes the best LoRA of that rank, if changes do not depend on the weight."
-        )
-        raise Unsupported("\n".join([str(refused), *faults[:_SHOWN]]) + advice)
-    return lowered
+    return found, faults
+
+
+def _is_plain(adapter: Adapter) -> bool:
+    return isinstance(adapter, LoCon) and adapter.mid is None
 
 
 def _low_rank(each: ConvertedAdapter, svd: int | None) -> ConvertedAdapter:
@@ -190,10 +189,14 @@ def _low_rank(each: ConvertedAdapter, svd: int | None) -> ConvertedAdapter:
         if svd is None:
             raise
     else:
-        if svd is None or exact.rank <= svd:
-            return _to_float32(replace(each, adapter=exact, how=(*each.how, "low rank")))
-    adapter, error = truncate(each.adapter, each.shape, svd)
-    return _to_float32(replace(each, adapter=adapter, how=(*each.how, "svd"), error=error))
+        if svd is None or (exact.rank or 0) <= svd:
+            return replace(each, adapter=exact, how=(*each.how, "low rank"))
+    return _truncated(each, svd)
+
+
+def _truncated(each: ConvertedAdapter, rank: int) -> ConvertedAdapter:
+    adapter, error = truncate(each.adapter, each.shape, rank)
+    return replace(each, adapter=adapter, how=(*each.how, "svd"), error=error)
 
 
 def _to_float32(made: ConvertedAdapter) -> ConvertedAdapter:

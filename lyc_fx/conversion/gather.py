@@ -9,11 +9,10 @@ import torch
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.binding.fitting import Weight, placed
+from lyc_fx.binding.part import part_of
 from lyc_fx.conversion.fuse import Part, fuse
-from lyc_fx.errors import BadAdapter, counted
+from lyc_fx.errors import BadAdapter, counted, listing
 from lyc_fx.naming import Name, Piece, TargetNames
-
-_SHOWN = 20
 
 
 @final
@@ -68,9 +67,8 @@ def gather(adapters: AdapterSet, target_names: TargetNames) -> list[ConvertedAda
         except BadAdapter as error:
             faults.append(f"  {', '.join(sources)}: {error}")
     if faults:
-        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         what = f"{adapters.source}: {counted(len(faults), 'adapter')} cannot be converted:"
-        raise BadAdapter("\n".join([what, *faults[:_SHOWN], *more]))
+        raise BadAdapter(listing(what, faults))
     return state.made
 
 
@@ -93,13 +91,9 @@ def _place(entry: Entry, state: _Gathering, weights: dict[str, Weight]) -> None:
         state.taken[piece.parameter].append((piece, entry))
         height = piece.rows[1] - piece.rows[0] if piece.rows else target_names.shapes[piece.parameter][0]
         for (start, stop), place in target_names.places(piece, entry.leaf):
-            whole = (start, stop) == (0, height)
-            part = (
-                adapter
-                if whole
-                else adapter.rows(start, stop, (height, *target_names.shapes[piece.parameter][1:])).compact()
-            )
-            state.scattered[place.name, entry.leaf].append((Part(part, *place.rows), entry))
+            rows = None if (start, stop) == (0, height) else (start, stop)
+            cut = part_of(adapter, rows, (height, *target_names.shapes[piece.parameter][1:]))
+            state.scattered[place.name, entry.leaf].append((Part(cut, *place.rows), entry))
 
 
 def _join(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
-from lyc_fx.errors import BadAdapter, BadModules, Unsupported, WrongArgument, counted
+from lyc_fx.errors import BadAdapter, BadModules, Unsupported, WrongArgument, counted, listing
 from lyc_fx.extensions import Table, named, shown
 from lyc_fx.formats.comfyui import Comfyui
 from lyc_fx.formats.diffusers import Diffusers
@@ -52,7 +52,6 @@ def formats() -> tuple[Format, ...]:
     return TABLE.all()
 
 
-_SHOWN = 20
 """How many of a long list a message names"""
 
 
@@ -150,9 +149,7 @@ def load(
     task = said.config.get("task_type") if said.config else None
     sound = AdapterSet(tuple(made), said.name, metadata, tuple(unread), task if isinstance(task, str) else None)
     if faults:
-        more = [f"  … and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        message = "\n".join([f"{said.name}: {counted(len(faults), 'module')} cannot be used:", *faults[:_SHOWN], *more])
-        raise BadModules(message, sound)
+        raise BadModules(listing(f"{said.name}: {counted(len(faults), 'module')} cannot be used:", faults), sound)
     return sound
 
 

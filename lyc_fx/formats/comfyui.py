@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters.adapter_set import AdapterSet
-from lyc_fx.errors import Unsupported, counted
+from lyc_fx.errors import Unsupported, counted, listing
 from lyc_fx.formats.comfyui_rules import readable
 from lyc_fx.formats.format import Contents, Format, Source
 
@@ -58,7 +58,7 @@ class Comfyui(Format):
             if entry.shape is not None:
                 tensors[f"{entry.module}.{_RESHAPE}"] = torch.tensor(entry.shape)
         if faults:
-            raise Unsupported("\n".join([f"{counted(len(faults), 'adapter')} cannot be written for ComfyUI:", *faults]))
+            raise Unsupported(listing(f"{counted(len(faults), 'adapter')} cannot be written for ComfyUI:", faults))
         alone = [key for key in tensors if key.endswith(".b_norm") and f"{key[:-6]}w_norm" not in tensors]
         for key in alone:  # ComfyUI looks for it beside w_norm only
             tensors[f"{key[:-6]}diff_b"] = tensors.pop(key)

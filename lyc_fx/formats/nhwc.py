@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.adapters.adapter_set import AdapterSet
-from lyc_fx.errors import BadAdapter, Unsupported
+from lyc_fx.errors import BadAdapter, Unsupported, listing
 from lyc_fx.formats.format import MARK, Contents, Format, Source
 from lyc_fx.formats.lycoris import Lycoris, tensors_of
 from lyc_fx.formats.reading.detection import consistent, decided
@@ -82,7 +82,7 @@ class Nhwc(Format):
                 laid = kernel_first(stored) if suffix in moved(written) else stored
                 tensors[f"{module}.{suffix}"] = laid.contiguous()
         if faults:
-            raise Unsupported("\n".join([f"{len(faults)} factors cannot be written as nhwc:", *faults]))
+            raise Unsupported(listing(f"{len(faults)} factors cannot be written as nhwc:", faults))
         return Contents(tensors, {**adapters.metadata, MARK: "nhwc"})
 
 

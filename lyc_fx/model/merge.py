@@ -57,14 +57,7 @@ def merge(
     Unsupported for a captured program, for weights on the meta device, and for weights that are computed in a way that
     cannot be inverted. Warns with NothingChanged if every weight is as before.
     """
-    stack = stacked(
-        adapters,
-        strength,
-        convention=convention,
-        sequential=sequential,
-        allow_nonfinite=allow_nonfinite,
-        component=component,
-    )
+    stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     found, binding = bind_model(as_module(model), stack, strict=strict)
     notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:

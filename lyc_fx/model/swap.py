@@ -78,12 +78,7 @@ class Live:
         it was adapted; BadFile if the base cannot be stored, or differs from the file given as `keep`.
         """
         stack = stacked(
-            adapters,
-            strength,
-            convention=convention,
-            sequential=sequential,
-            allow_nonfinite=allow_nonfinite,
-            component=component,
+            adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component
         )
         found, binding = bind_model(self._model, stack, strict=strict)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}

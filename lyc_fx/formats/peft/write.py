@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.algorithms.replace import Replace
-from lyc_fx.errors import Unsupported, counted
+from lyc_fx.errors import Unsupported, counted, listing
 from lyc_fx.formats.format import Contents
 from lyc_fx.formats.peft.keys import PREFIX
 from lyc_fx.formats.peft.writers import WRITERS
@@ -35,9 +35,7 @@ def contents(adapters: AdapterSet) -> Contents:
     [writer] = writers
     faults = [f"  {m.name}: {fault}" for m in adapted if (fault := writer.fault(m)) is not None]
     if faults:
-        raise Unsupported(
-            "\n".join([f"{counted(len(faults), 'module')} cannot be written as {writer.method}:", *faults])
-        )
+        raise Unsupported(listing(f"{counted(len(faults), 'module')} cannot be written as {writer.method}:", faults))
     config = {"peft_type": writer.method, "inference_mode": True, **writer.settings(adapted)}
     config["target_modules"] = [module.name for module in adapted]
     tensors = {

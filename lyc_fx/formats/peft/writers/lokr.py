@@ -4,26 +4,16 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, final
 
-from torch import Tensor
-
+from lyc_fx.algebra.factor_shapes import read
 from lyc_fx.algorithms.lokr import LoKr
 from lyc_fx.errors import Unsupported
-from lyc_fx.formats.peft.writers.module import Module, Writer, ranks_and_alphas
+from lyc_fx.formats.peft.writers.module import Module, PlainWriter, ranks_and_alphas
 
 
 @final
-class LokrWriter(Writer):
+class LokrWriter(PlainWriter):
     method = "LOKR"
     family = LoKr
-
-    def fault(self, module: Module) -> str | None:
-        if "magnitude" in module.adapter.factors():
-            return "PEFT's LOKR has no DoRA"
-        return "PEFT's LOKR has no bias" if module.bias or module.new else None
-
-    def tensors(self, module: Module) -> Mapping[str, Tensor]:
-        adapter = module.adapter
-        return {adapter.suffixes[name]: factor for name, factor in adapter.factors().items()}
 
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         both = any("w1" not in m.adapter.factors() for m in modules)
@@ -57,15 +47,9 @@ def _rank(module: Module, both: bool) -> int:
 
 def _sides(module: Module) -> tuple[tuple[int, int], tuple[int, int]]:
     """`(rows, columns)` of the two Kronecker factors, the kernel apart."""
-    f = module.adapter.factors()
-    w1 = tuple(f["w1"].shape) if "w1" in f else (f["w1_a"].shape[0], f["w1_b"].shape[1])
-    if "w2" in f:
-        w2 = tuple(f["w2"].shape[:2])
-    elif "t2" in f:
-        w2 = (f["w2_a"].shape[1], f["w2_b"].shape[1])
-    else:
-        w2 = (f["w2_a"].shape[0], f["w2_b"].shape[1])
-    return (w1[0], w1[1]), (w2[0], w2[1])
+    assert isinstance(module.adapter, LoKr)
+    sizes = read(module.adapter.shapes, module.adapter.factors())
+    return (sizes["out1"], sizes["in1"]), (sizes["out2"], sizes["in2"])
 
 
 def _as_peft(

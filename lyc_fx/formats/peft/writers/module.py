@@ -36,13 +36,14 @@ class Writer(ABC):
     method: ClassVar[str]
     family: ClassVar[type[Adapter]]
 
-    @abstractmethod
     def fault(self, module: Module) -> str | None:
         """Why PEFT cannot hold this module's adapter; None where it can."""
+        return f"PEFT's {self.method} has no change of the bias" if module.bias else None
 
-    @abstractmethod
     def tensors(self, module: Module) -> Mapping[str, Tensor]:
-        """The module's tensors by PEFT's factor names."""
+        """The module's tensors by PEFT's factor names, which for most are those of lyc-fx."""
+        adapter = module.adapter
+        return {adapter.suffixes[name]: factor for name, factor in adapter.factors().items()}
 
     def common(self, modules: Sequence[Module]) -> Mapping[str, Tensor]:
         """Tensors of all modules by their whole keys. Raises Unsupported where the modules need several."""
@@ -51,6 +52,15 @@ class Writer(ABC):
     @abstractmethod
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         """The method's part of the configuration. Raises Unsupported where the modules need several."""
+
+
+class PlainWriter(Writer):
+    """A method without DoRA, and without anything beside the adapted weight."""
+
+    def fault(self, module: Module) -> str | None:
+        if "magnitude" in module.adapter.factors():
+            return f"PEFT's {self.method} has no DoRA"
+        return f"PEFT's {self.method} has no bias" if module.bias or module.new else None
 
 
 def same(what: str, values: Sequence[Any]) -> Any:

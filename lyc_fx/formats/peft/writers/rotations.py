@@ -17,9 +17,6 @@ class OftWriter(Writer):
     method = "OFT"
     family = InputOFT
 
-    def fault(self, module: Module) -> str | None:
-        return "PEFT's OFT has no change of the bias" if module.bias else None
-
     def tensors(self, module: Module) -> Mapping[str, Tensor]:
         """An embedding has factors of another name and sign; that it is one is known from the keys it was read from."""
         adapter, [entry] = module.adapter, module.own
@@ -51,13 +48,6 @@ class BoftWriter(Writer):
     method = "BOFT"
     family = InputBOFT
 
-    def fault(self, module: Module) -> str | None:
-        return "PEFT's BOFT has no change of the bias" if module.bias else None
-
-    def tensors(self, module: Module) -> Mapping[str, Tensor]:
-        adapter = module.adapter
-        return {adapter.suffixes[name]: factor for name, factor in adapter.factors().items()}
-
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         shapes = [tuple(m.adapter.factors()["blocks"].shape) for m in modules]
         return {
@@ -72,12 +62,6 @@ class BoftWriter(Writer):
 class HraWriter(Writer):
     method = "HRA"
     family = HRA
-
-    def fault(self, module: Module) -> str | None:
-        return "PEFT's HRA has no change of the bias" if module.bias else None
-
-    def tensors(self, module: Module) -> Mapping[str, Tensor]:
-        return {"hra_u": module.adapter.factors()["u"]}
 
     def settings(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         made = [m.adapter for m in modules if isinstance(m.adapter, HRA)]

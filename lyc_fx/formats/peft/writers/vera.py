@@ -18,9 +18,6 @@ class VeraWriter(Writer):
     method = "VERA"
     family = VeRA
 
-    def fault(self, module: Module) -> str | None:
-        return "PEFT's VERA has no change of the bias" if module.bias else None
-
     def tensors(self, module: Module) -> Mapping[str, Tensor]:
         return {suffix: tensor for suffix, tensor in module.adapter.written("weight").items() if suffix in VECTORS}
 
