@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+gc.set_threshold(10_000, 20, 20)  # imports and traces make many objects, and hardly any cycles among them
 
 for _device in (torch.cuda, torch.xpu, torch.mtia):
     if not _device.is_available():
@@ -18,4 +19,3 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be looked through for garbage again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
