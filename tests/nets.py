@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -64,7 +65,7 @@ class Case:
         sizes = [s + extra * (d != "_") for s, d in zip(self.input, self.dims.split(), strict=True)]
         return torch.randn(sizes, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
 
-    @property
+    @cached_property
     def logical(self) -> tuple[int, ...]:
         shape = tuple(self.net().layer.weight.shape)  # type: ignore[union-attr]
         return shape[::-1] if self.transposed else shape

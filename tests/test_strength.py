@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from lowering import captured
 from nets import CASES, VARIANTS, Case, Variant, many, one, random_for, variant_id
 from oracle import adapted as closed_form
 from oracle import factors_of
@@ -33,7 +34,7 @@ def on_both_roads(case: Case, adapters: Adapters, strength: float | Blocks = 1.0
     """The merged weight, the same from the graph and from the live road."""
     live = copy.deepcopy(case.net())
     lyc_fx.merge(live, adapters, strength, **options)  # type: ignore[arg-type]  # keywords of merge
-    program = lyc_fx.capture(case.net(), (case.x(),))
+    program = captured(case, torch.float64)
     folded = lyc_fx.fold(lyc_fx.splice(program, adapters, strength, **options), check=True)  # type: ignore[arg-type]
     assert torch.equal(folded.get_parameter("layer.weight"), live.get_parameter("layer.weight"))
     return live.get_parameter("layer.weight").detach()

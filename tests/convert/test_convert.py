@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def merged(model: nn.Module, adapters: AdapterSet) -> dict[str, Tensor]:
     return live.state_dict()
 
 
+@cache
+def given(name: str) -> tuple[nn.Module, AdapterSet, dict[str, Tensor]]:
+    """A model, adapters, and their effect: neither reading nor writing them changes any."""
+    model = made(name)
+    adapters = adapters_for(model)
+    return model, adapters, merged(model, adapters)
+
+
 def same_effect(model: nn.Module, adapters: AdapterSet, wanted: dict[str, Tensor], tolerance: float = 1e-6) -> None:
     """Changes of each weight agree to the relative tolerance, and every weight that was changed is changed."""
     base, given = model.state_dict(), merged(model, adapters)
@@ -56,10 +65,8 @@ def again(conversion: Conversion, folder: Path) -> AdapterSet:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("to", TARGETS)
 def test_every_convention_keeps_the_effect(to: str, name: str, tmp_path: Path) -> None:
-    model = made(name)
-    adapters = adapters_for(model)
+    model, adapters, wanted = given(name)
     assert len(adapters) >= 3
-    wanted = merged(model, adapters)
     read = again(convert(adapters, to, like=model), tmp_path)
     assert read.unread == ()
     same_effect(model, read, wanted, 5e-3 if to == "nhwc" else 1e-6)  # nhwc stores bfloat16
@@ -68,9 +75,7 @@ def test_every_convention_keeps_the_effect(to: str, name: str, tmp_path: Path) -
 @pytest.mark.parametrize("back", TARGETS)
 @pytest.mark.parametrize("to", TARGETS)
 def test_there_and_back(to: str, back: str, tmp_path: Path) -> None:
-    model = made("flux")
-    adapters = adapters_for(model)
-    wanted = merged(model, adapters)
+    model, adapters, wanted = given("flux")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     there = again(convert(adapters, to, like=model), tmp_path / "a")
@@ -82,8 +87,8 @@ def test_there_and_back(to: str, back: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", [to for to in TARGETS if to != "nhwc"])
 def test_factors_of_16_bits(to: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """As most files have them: also where a scale is multiplied in, or adapters are fused."""
-    model = made("flux")
-    entries = [replace(e, adapter=replace(e.adapter.to(dtype), alpha=1.3)) for e in adapters_for(model).entries]
+    model, whole, _ = given("flux")
+    entries = [replace(e, adapter=replace(e.adapter.to(dtype), alpha=1.3)) for e in whole.entries]
     adapters = AdapterSet(tuple(entries))
     same_effect(model, again(convert(adapters, to, like=model), tmp_path), merged(model, adapters))
 

@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
@@ -69,6 +71,14 @@ def inputs() -> tuple[Tensor, ...]:
     return (torch.randn(3, 7, 12), torch.randn(2, 12, 9), torch.randn(2, 12, 9, 8), torch.randn(2, 12, 3, 5, 6))
 
 
+@cache
+def captured(groups: bool) -> tuple[nn.Module, GraphModule]:
+    """A model and its program; nothing changes them."""
+    torch.manual_seed(0)
+    model = Net(groups=groups).eval()
+    return model, lyc_fx.capture(model, inputs())
+
+
 def written_by_lycoris(model: nn.Module, path: Path, options: dict[str, Any]) -> list[Tensor]:
     """Let LyCORIS adapt a copy of the model and save the adapter; its forward at STRENGTH."""
     adapted = copy.deepcopy(model)
@@ -91,8 +101,8 @@ def written_by_lycoris(model: nn.Module, path: Path, options: dict[str, Any]) ->
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_files_written_by_lycoris_match_its_forward(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = Net(groups=ALGORITHMS[name]["algo"] != "glora").eval()  # GLoRA of the reference has no groups
+    model, program = captured(ALGORITHMS[name]["algo"] != "glora")  # GLoRA of the reference has no groups
+    before = copy.deepcopy(model.state_dict())
     path = tmp_path / "adapter.safetensors"
     wanted = written_by_lycoris(model, path, ALGORITHMS[name])
     adapters = lyc_fx.load(path)
@@ -101,7 +111,6 @@ def test_files_written_by_lycoris_match_its_forward(name: str, tmp_path: Path) -
     live = copy.deepcopy(model)
     report = lyc_fx.merge(live, adapters, STRENGTH, convention="lycoris")
     changed = {row.target.partition(".")[0] for row in report.applied if row.target.endswith("weight")}
-    program = lyc_fx.capture(model, inputs())
     spliced = lyc_fx.splice(program, adapters, STRENGTH, convention="lycoris")
     folded, lowered = lyc_fx.fold(spliced, check=True), lyc_fx.lower(spliced, check=True)
     for outputs in (live(*inputs()), folded(*inputs()), lowered(*inputs())):
@@ -109,6 +118,7 @@ def test_files_written_by_lycoris_match_its_forward(name: str, tmp_path: Path) -
             error = (ours - theirs).abs().max() / theirs.abs().max()
             assert error <= 1e-5, (layer, error)
             assert ((theirs - plain).abs().max() > 1e-2) == (layer in changed)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert changed == ({"fc", "point"} if name == "tlora" else set(model._modules))
 
 

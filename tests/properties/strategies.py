@@ -1,7 +1,12 @@
-"""Random layers of every kind with an input that fits, for hypothesis."""
+"""Random layers of every kind with an input that fits, for hypothesis.
 
+A layer that is drawn twice is the same object, so that it is captured once: what uses it must leave it as it is.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from functools import cache
+from typing import Any, final
 
 import torch
 from hypothesis import strategies as st
@@ -32,7 +37,17 @@ class Layer:
 
     def x(self, extra: int = 0) -> Tensor:
         sizes = [size + extra * free for size, free in zip(self.sizes, self.vary, strict=True)]
-        return torch.randn(sizes, dtype=torch.float64)
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@cache
+def layer_of(
+    build: Callable[..., nn.Module], seed: int, sizes: tuple[int, ...], vary: tuple[bool, ...], *shape: Any, **more: Any
+) -> Layer:
+    torch.manual_seed(seed)
+    made = build(*shape, **more)
+    layer = randomized(made) if build in (nn.LayerNorm, nn.RMSNorm) else made
+    return Layer(Layers(layer).double(), sizes, vary, build is Conv1D)
 
 
 def layers_for(variant: Variant) -> st.SearchStrategy[Layer]:
@@ -45,22 +60,23 @@ def layers_for(variant: Variant) -> st.SearchStrategy[Layer]:
 @st.composite
 def layers(draw: st.DrawFn, kinds: tuple[str, ...]) -> Layer:
     """Linear, Conv1D, norms, and convolutions with any stride, dilation, groups, padding and padding mode."""
-    kind = draw(st.sampled_from(kinds))
-    torch.manual_seed(draw(st.integers(0, 2**16)))
+    kind, seed = draw(st.sampled_from(kinds)), draw(st.integers(0, 2**16))
     if kind == "norm":
         channels = draw(st.integers(2, 9))
-        norm = draw(st.sampled_from([nn.LayerNorm(channels), nn.RMSNorm(channels), nn.LayerNorm(channels, bias=False)]))
-        return Layer(Layers(randomized(norm)).double(), (3, 4, channels), (True, draw(st.booleans()), False))
+        norm, more = draw(st.sampled_from([(nn.LayerNorm, {}), (nn.RMSNorm, {}), (nn.LayerNorm, {"bias": False})]))
+        return layer_of(norm, seed, (3, 4, channels), (True, draw(st.booleans()), False), channels, **more)
     if not kind.startswith("conv"):
         inner, out = draw(st.integers(1, 14)), draw(st.integers(1, 14))
         lead = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
         vary = draw(st.lists(st.booleans(), min_size=len(lead), max_size=len(lead)))
-        layer = Conv1D(out, inner) if kind == "addmm" else nn.Linear(inner, out, bias=draw(st.booleans()))
-        return Layer(Layers(layer).double(), (*lead, inner), (*vary, False), kind == "addmm")
-    return _conv(draw, 1 if kind == "conv1d" else 3)
+        sizes, free = (*lead, inner), (*vary, False)
+        if kind == "addmm":
+            return layer_of(Conv1D, seed, sizes, free, out, inner)
+        return layer_of(nn.Linear, seed, sizes, free, inner, out, bias=draw(st.booleans()))
+    return _conv(draw, seed, 1 if kind == "conv1d" else 3)
 
 
-def _conv(draw: st.DrawFn, most: int) -> Layer:
+def _conv(draw: st.DrawFn, seed: int, most: int) -> Layer:
     spatial, groups = draw(st.integers(1, most)), draw(st.integers(1, 3))
     inner, out = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 4))
 
@@ -69,17 +85,15 @@ def _conv(draw: st.DrawFn, most: int) -> Layer:
 
     kernel, dilation = each(1, 3), each(1, 2)
     same = draw(st.booleans())
-    layer = CONVS[spatial](
-        inner,
-        out,
-        kernel,
-        stride=1 if same else each(1, 3),
-        padding="same" if same else each(0, 2),
-        dilation=dilation,
-        groups=groups,
-        bias=draw(st.booleans()),
-        padding_mode=draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"])),
-    )
+    options = {
+        "stride": 1 if same else each(1, 3),
+        "padding": "same" if same else each(0, 2),
+        "dilation": dilation,
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "padding_mode": draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"])),
+    }
     sizes = each(8, 9)  # so that no output size is 1, which export would fix
     vary = draw(st.lists(st.booleans(), min_size=spatial + 1, max_size=spatial + 1))
-    return Layer(Layers(layer).double(), (draw(st.integers(2, 3)), inner, *sizes), (vary[0], False, *vary[1:]))
+    sizes = (draw(st.integers(2, 3)), inner, *sizes)
+    return layer_of(CONVS[spatial], seed, sizes, (vary[0], False, *vary[1:]), inner, out, kernel, **options)

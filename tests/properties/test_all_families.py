@@ -1,6 +1,7 @@
 """What holds for every family on every layer kind, at random ranks, shapes, strengths and symbolic sizes."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -42,7 +43,9 @@ def output_shape(program: GraphModule) -> str:
     return str([tuple(node.meta["val"].shape) for node in output.all_input_nodes])
 
 
+@cache
 def captured(layer: Layer) -> GraphModule:
+    """Passes leave it as it is; most families draw the same layers, so that few captures are made."""
     return lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
 
 

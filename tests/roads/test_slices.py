@@ -1,6 +1,8 @@
 """Adapters for fused weights on models that have them apart, and the reverse: on every road, for every family."""
 
 import copy
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from nets import VARIANTS, Conv1D, Variant, certain, pairs, random_for, variant_
 from oracle import adapted
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
@@ -54,12 +57,28 @@ def apart() -> Apart:
     return Apart().double().eval()
 
 
-def every_road(model: nn.Module, adapters: AdapterSet, folder: Path) -> nn.Module:
+def fused(transposed: bool = False) -> Fused:
+    return Fused(apart(), transposed)
+
+
+@cache
+def captured(build: Callable[..., nn.Module], *options: bool) -> tuple[nn.Module, GraphModule]:
+    """A model and its program. Nothing changes them, so that one capture will do for all adapters."""
+    model = build(*options)
+    return model, lyc_fx.capture(model, (rows(),))
+
+
+def rows() -> Tensor:
+    return torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def every_road(adapters: AdapterSet, folder: Path, build: Callable[..., nn.Module], *options: bool) -> nn.Module:
     """The live model, merged, after the other roads have given the same bits."""
-    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x, (model, program) = rows(), captured(build, *options)
+    before = copy.deepcopy(model.state_dict())
     live = copy.deepcopy(model)
     report = lyc_fx.merge(live, adapters, STRENGTH)
-    spliced = lyc_fx.splice(lyc_fx.capture(model, (x,)), adapters, STRENGTH)
+    spliced = lyc_fx.splice(program, adapters, STRENGTH)
     folded = lyc_fx.fold(spliced, check=True)
     assert lyc_fx.report(spliced).applied == report.applied
     assert [step.fired for step in lyc_fx.history(folded)] == [len({row.target for row in report.applied})] * 2
@@ -74,6 +93,7 @@ def every_road(model: nn.Module, adapters: AdapterSet, folder: Path) -> nn.Modul
         torch.testing.assert_close(folded.state_dict()[name], value, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(spliced(x), live(x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(lowered(x), live(x), rtol=1e-5, atol=1e-5)  # narrow: float32
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return live
 
 
@@ -120,15 +140,15 @@ def test_an_adapter_for_a_fused_weight_on_separate_ones(variant: Variant, transp
     adapter = certain(variant, (15, 6), alpha=0.0 if variant[0].alpha_bounds else 2.0)
     adapters = AdapterSet((entry("lycoris_attn_qkv_proj", adapter),), "test.safetensors")
     model = apart()
-    whole = every_road(Fused(model, transposed), adapters, tmp_path)
+    whole = every_road(adapters, tmp_path, fused, transposed)
     if not splits(adapter):
         with pytest.raises(BadAdapter, match=r"lycoris_attn_qkv_proj: .* apart"):
             lyc_fx.merge(model, adapters, STRENGTH)
         return
-    parts = every_road(model, adapters, tmp_path)
+    parts = every_road(adapters, tmp_path, apart)
     together = torch.cat([parts.attn[name].weight for name in NAMES])
-    fused = whole.attn["qkv_proj"].weight
-    torch.testing.assert_close(together, fused.t() if transposed else fused, rtol=1e-13, atol=1e-13)
+    merged = whole.attn["qkv_proj"].weight
+    torch.testing.assert_close(together, merged.t() if transposed else merged, rtol=1e-13, atol=1e-13)
     assert not torch.equal(together, torch.cat([model.attn[name].weight for name in NAMES]))
 
 
@@ -140,8 +160,8 @@ def test_adapters_for_separate_weights_on_a_fused_one(variant: Variant, transpos
     entries.append(entry("attn.k_proj", Full(diff=torch.randn(5)), "bias"))
     adapters = AdapterSet(tuple(entries), "test.safetensors")
     model = apart()
-    parts = every_road(model, adapters, tmp_path)
-    whole = every_road(Fused(model, transposed), adapters, tmp_path).attn["qkv_proj"]
+    parts = every_road(adapters, tmp_path, apart)
+    whole = every_road(adapters, tmp_path, fused, transposed).attn["qkv_proj"]
     weight = whole.weight.t() if transposed else whole.weight
     wanted = torch.cat([parts.attn[name].weight for name in NAMES])
     torch.testing.assert_close(weight, wanted, rtol=1e-13, atol=1e-13)
@@ -150,9 +170,9 @@ def test_adapters_for_separate_weights_on_a_fused_one(variant: Variant, transpos
 
 
 def test_the_report_names_the_rows() -> None:
-    fused, a = Fused(apart()), random_for((LoCon, LoCon.layouts[0]), (5, 6))
+    model, a = fused(), random_for((LoCon, LoCon.layouts[0]), (5, 6))
     assert a is not None
-    report = lyc_fx.merge(fused, AdapterSet((entry("attn.k_proj", a),)))
+    report = lyc_fx.merge(model, AdapterSet((entry("attn.k_proj", a),)))
     assert [(row.target, row.rows) for row in report.applied] == [("attn.qkv_proj.weight", (5, 10))]
     assert "15×6 [5:10]" in str(report)
 
@@ -161,10 +181,10 @@ def test_a_block_sparse_adapter_is_recognized() -> None:
     """Three adapters of rank 2, saved as one of rank 6: each projection gets its own two columns back."""
     torch.manual_seed(0)
     up = torch.block_diag(*(torch.randn(5, 2) for _ in range(3)))
-    fused = LoCon(up=up, down=torch.randn(6, 6), alpha=3.0)
-    report = lyc_fx.merge(apart(), AdapterSet((entry("attn.qkv_proj", fused),)))
+    sparse = LoCon(up=up, down=torch.randn(6, 6), alpha=3.0)
+    report = lyc_fx.merge(apart(), AdapterSet((entry("attn.qkv_proj", sparse),)))
     assert [(row.rank, row.scale) for row in report.applied] == [(2, 0.5)] * 3
-    dense = LoCon(up=up + 1e-3, down=fused.down, alpha=3.0)
+    dense = LoCon(up=up + 1e-3, down=sparse.down, alpha=3.0)
     assert [row.rank for row in lyc_fx.merge(apart(), AdapterSet((entry("attn.qkv_proj", dense),))).applied] == [6] * 3
 
 
@@ -184,6 +204,6 @@ def test_two_adapters_of_a_file_for_the_same_rows_are_refused() -> None:
     a, b = random_for((LoCon, LoCon.layouts[0]), (5, 6)), random_for((LoCon, LoCon.layouts[0]), (15, 6))
     assert a is not None and b is not None
     both = AdapterSet((entry("attn.qkv_proj", b), entry("attn.k_proj", a)), "test.safetensors")
-    for model in (apart(), Fused(apart())):
+    for model in (apart(), fused()):
         with pytest.raises(BadAdapter, match=r"attn\.k_proj: .* is named twice in this file, also by attn\.qkv_proj"):
             lyc_fx.merge(model, both)

@@ -1,11 +1,13 @@
 """Caches and output classes of transformers, as inputs and as outputs."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.errors import CaptureError
@@ -24,9 +26,16 @@ def _decode(case: Case, model: torch.nn.Module, size: int) -> dict[str, Any]:
     return {"input_ids": inputs["input_ids"][:, :2], "past_key_values": called(model, inputs).past_key_values}
 
 
-def test_decoding_step() -> None:
+@cache
+def _decoder() -> tuple[torch.nn.Module, GraphModule, dict[str, Any]]:
+    """A model, its program of a decoding step, and the example of the capture; the step is captured once."""
     model = LLAMA.model()
-    captured = lyc_fx.capture(model, (), _decode(LLAMA, model, 0), "auto")
+    inputs = _decode(LLAMA, model, 0)
+    return model, lyc_fx.capture(model, (), inputs, "auto"), inputs
+
+
+def test_decoding_step() -> None:
+    model, captured, _ = _decoder()
     for size in SIZES:
         expected = called(model, _decode(LLAMA, model, size))
         result = called(captured, _decode(LLAMA, model, size))
@@ -36,17 +45,14 @@ def test_decoding_step() -> None:
 
 
 def test_capture_leaves_the_example_alone() -> None:
-    model = LLAMA.model()
-    for inputs in (
-        _decode(LLAMA, model, 0),
-        {**LLAMA.call(0), "past_key_values": hf.DynamicCache(config=model.config)},
-    ):
-        cache = inputs["past_key_values"]
-        length = cache.get_seq_length()
-        lyc_fx.capture(model, (), inputs, "auto")
-        assert cache.get_seq_length() == length
+    model, _, step = _decoder()
+    first = {**LLAMA.call(0), "past_key_values": hf.DynamicCache(config=model.config)}
+    lyc_fx.capture(model, (), first, "auto")
+    for inputs, length in ((copy.deepcopy(step), LLAMA.call(0)["input_ids"].shape[1]), (first, 0)):
+        past = inputs["past_key_values"]
+        assert past.get_seq_length() == length
         called(model, inputs)
-        assert cache.get_seq_length() == length + inputs["input_ids"].shape[1]
+        assert past.get_seq_length() == length + inputs["input_ids"].shape[1]
 
 
 def test_names_reach_into_a_cache() -> None:
