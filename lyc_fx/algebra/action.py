@@ -34,6 +34,11 @@ class Action(ABC):
         """
 
     @property
+    def widens(self) -> bool:
+        """Whether its chain may be more work than the layer itself (`Structure.widens`)."""
+        return False
+
+    @property
     def own_pass(self) -> bool:
         """Whether, combined with other adapters, it needs a second call of the layer on other inputs."""
         return False

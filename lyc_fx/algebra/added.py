@@ -22,6 +22,10 @@ class Added(Action):
     def name(self) -> str:
         return self.structure.name
 
+    @property
+    def widens(self) -> bool:
+        return self.structure.widens
+
     def after(self, layer: Layer) -> bool:
         return False
 

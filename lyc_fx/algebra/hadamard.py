@@ -1,7 +1,6 @@
 """Hadamard products: two structures, entry by entry."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import final
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from lyc_fx.algebra.layer import Layer, NoChain, Scale
 from lyc_fx.algebra.low import Low, Tucker
 from lyc_fx.algebra.shapes import Shape
-from lyc_fx.algebra.structure import Structure, dearer
+from lyc_fx.algebra.structure import Structure
 from lyc_fx.algebra.tensors import matrix
 
 PIECE = 1 << 17
@@ -25,6 +24,7 @@ class Hadamard(Structure):
     right: Structure
 
     name = "Khatri–Rao"
+    widens = True
 
     def value(self, shape: Shape) -> Tensor:
         return self.left.value(shape) * self.right.value(shape)
@@ -39,15 +39,9 @@ class Hadamard(Structure):
         one, other = self.left, self.right
         if layer.looks_up:
             return one.act(layer, x, scale) * other.act(layer, x)
-        (out, inner), taps, groups, dense = layer.shape[:2], prod(layer.shape[2:]), layer.groups, prod(layer.shape)
         if isinstance(one, Low) and isinstance(other, Low):
-            rank = one.left.shape[1] * other.left.shape[1]
-            dearer(f"a Hadamard product as a chain of rank {rank}", rank * (out + groups * inner * taps), dense)
             return Low(*self.pair()).act(layer, x, scale)
         if isinstance(one, Tucker) and isinstance(other, Tucker):
-            p, q = (one.core.shape[d] * other.core.shape[d] for d in (0, 1))
-            cost = groups * q * inner + groups * p * q * taps + p * out
-            dearer(f"a Hadamard product as a chain of ranks {p} and {q}", cost, dense)
             return self._tucker(one, other).act(layer, x, scale)
         raise NoChain("a product of two full tensors has no chain")
 

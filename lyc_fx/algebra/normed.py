@@ -37,6 +37,10 @@ class Normed(Action):
         """The dimension of the magnitudes in a weight of this shape: 0 (rows) or 1 (inputs)."""
         return int(not self.magnitude.numel() == self.magnitude.shape[0] == shape[0])
 
+    @property
+    def widens(self) -> bool:
+        return self.structure.widens
+
     def after(self, layer: Layer) -> bool:
         return layer.looks_up or self._scales_outputs(layer)
 

@@ -24,6 +24,10 @@ class OfRows(Action):
     def name(self) -> str:
         return f"{self.action.name} of some rows"
 
+    @property
+    def widens(self) -> bool:
+        return self.action.widens
+
     def after(self, layer: Layer) -> bool:
         return not isinstance(self.action, Added)
 

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from lyc_fx.algebra.layer import Layer, NoChain, Scale, scaled
+from lyc_fx.algebra.layer import Layer, Scale, scaled
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.tensors import matrix, shaped
 
@@ -20,6 +20,9 @@ class Structure(ABC):
     """In the field's words, for the history of a program"""
     full: ClassVar[bool] = False
     """Whether its factors are as large as the weight, so that a chain of them would save nothing"""
+
+    widens: ClassVar[bool] = False
+    """Whether a chain has a greater rank than its factors, so that it may be more work than the weight itself"""
 
     @abstractmethod
     def value(self, shape: Shape) -> Tensor:
@@ -93,9 +96,3 @@ def _low(structure: Structure) -> Structure:
     from lyc_fx.algebra.low import Low  # which is a structure itself
 
     return Low(*structure.pair())
-
-
-def dearer(what: str, cost: int, dense: int) -> None:
-    """Raise NoChain if a chain needs at least as many multiplications per position as the dense weight."""
-    if cost >= dense:
-        raise NoChain(f"{what} takes {cost} multiplications per position, the dense weight {dense}")

@@ -31,7 +31,7 @@ class Choice:
 
     def applied(self, chain: Chain) -> Chain:
         """The chain of the chosen terms, from that of all."""
-        return _some(chain, self.chained)
+        return with_terms(chain, self.chained)
 
 
 def _from_last(chain: Chain, attempt: Attempt) -> tuple[str | None, ...]:
@@ -39,7 +39,7 @@ def _from_last(chain: Chain, attempt: Attempt) -> tuple[str | None, ...]:
     count = len(chain.made.terms)
     miss: str | None = None
     for start in range(count):
-        found = _miss(_some(chain, range(start, count)), attempt)
+        found = _miss(with_terms(chain, range(start, count)), attempt)
         if found is None:
             return (*[miss] * start, *[None] * (count - start))
         miss = found
@@ -51,10 +51,11 @@ def _each(chain: Chain, attempt: Attempt) -> tuple[str | None, ...]:
     count, miss = len(chain.made.terms), _miss(chain, attempt)
     if miss is None or count == 1:
         return (miss,) * count
-    return tuple(_miss(_some(chain, [position]), attempt) for position in range(count))
+    return tuple(_miss(with_terms(chain, [position]), attempt) for position in range(count))
 
 
-def _some(chain: Chain, positions: Sequence[int]) -> Chain:
+def with_terms(chain: Chain, positions: Sequence[int]) -> Chain:
+    """The chain of some of its terms, beside a weight that is merged with the others."""
     terms = tuple(chain.made.terms[position] for position in positions)
     return replace(chain, made=replace(chain.made, terms=terms), rest=len(terms) < len(chain.made.terms))
 

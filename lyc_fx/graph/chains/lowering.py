@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from lyc_fx.graph.chains.choice import Choice
+from lyc_fx.graph.chains.choice import Choice, with_terms
 from lyc_fx.graph.chains.formula import Chain
 from lyc_fx.graph.chains.reading import Reading
+from lyc_fx.graph.chains.worth import refuse_dear
+from lyc_fx.graph.costs.arithmetic import flops
 from lyc_fx.graph.formulas import Formulas, inputs_of, traced
 from lyc_fx.graph.merged_weight import formula_of
 from lyc_fx.graph.program import fake_mode
@@ -33,8 +35,9 @@ class Lowered:
 class Lowering:
     """Of one program. What is alike in all but the sizes of activations is tried and traced once."""
 
-    def __init__(self, gm: GraphModule) -> None:
-        self._gm, self._formulas = gm, Formulas(gm)
+    def __init__(self, gm: GraphModule, *, always: bool = False) -> None:
+        """`always`: also where the arithmetic of a chain speaks against it."""
+        self._gm, self._formulas, self._always = gm, Formulas(gm), always
         self._choices: dict[Hashable, tuple[Choice, tuple[str, ...], Graph | None]] = {}
         self._remainders: dict[tuple[Node, Choice], Node] = {}
 
@@ -55,7 +58,7 @@ class Lowering:
         )
         key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
         if key not in self._choices:
-            self._choices[key] = self._chosen(chain, inputs, tensors)
+            self._choices[key] = self._chosen(site.node, chain, inputs, tensors)
         choice, names, graph = self._choices[key]
         rules = [f"{name} on {site.node.target}" for name in names]
         chained = tuple(rules[position] for position in choice.chained)
@@ -71,7 +74,7 @@ class Lowering:
         return Lowered(chained, kept)
 
     def _chosen(
-        self, chain: Chain, inputs: Mapping[str, Node], tensors: Mapping[str, Node]
+        self, node: Node, chain: Chain, inputs: Mapping[str, Node], tensors: Mapping[str, Node]
     ) -> tuple[Choice, tuple[str, ...], Graph | None]:
         """What becomes a chain, a name for each term, and the chain."""
         traces: dict[tuple[int, ...], Graph] = {}
@@ -86,9 +89,18 @@ class Lowering:
                 traces[key] = traced(self._gm, attempt, values(attempt))
             return traces[key]
 
-        choice = Choice.of(chain, trace)
         with fake_mode(self._gm), torch.no_grad():
-            names = tuple(action.name for action in chain.actions(values(chain)))
+            actions = chain.actions(values(chain))
+        widens = {term.position for term, action in zip(chain.made.terms, actions, strict=True) if action.widens}
+
+        def attempt(of: Chain) -> None:
+            trace(of)
+            for term in of.made.terms:
+                if term.position in widens and not self._always:
+                    refuse_dear(trace(with_terms(chain, [chain.made.terms.index(term)])), flops([node]))
+
+        choice = Choice.of(chain, attempt)
+        names = tuple(action.name for action in actions)
         return choice, names, trace(choice.applied(chain)) if choice.chained else None
 
     def _remainder(self, reading: Reading, choice: Choice, tensors: Mapping[str, Node]) -> Node:
