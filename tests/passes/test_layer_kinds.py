@@ -95,8 +95,8 @@ SINGLE = "an embedding reads single rows, which a rotation mixes"
 WHY = {
     "full": ("a full difference has no form that is smaller than the weight",),
     "Kronecker": ("do not fall into the layer's 2 groups",),
-    "Khatri–Rao": ("multiplications per position",),
-    "Khatri–Rao of Tucker": ("multiplications per position",),
+    "Khatri–Rao": ("times the operations of the layer",),
+    "Khatri–Rao of Tucker": ("times the operations of the layer",),
     "rotation": (SINGLE, "across the layer's groups"),
     "butterfly": (SINGLE, "across the layer's groups"),
 }
