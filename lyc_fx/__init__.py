@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lyc_fx.graph.exchange import exchange
     from lyc_fx.graph.export import export
     from lyc_fx.graph.plan import Plan
+    from lyc_fx.graph.planning import plan
     from lyc_fx.graph.program import history
     from lyc_fx.graph.show import show
     from lyc_fx.graph.staging import restage
@@ -39,8 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan",
     "Report", "Unsupported", "WrongArgument", "attach", "capture", "convert", "coverage", "evaluate", "exchange",
-    "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "register", "report", "restage",
-    "show", "splice", "stage", "stand_in",
+    "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan", "register", "report",
+    "restage", "show", "splice", "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
@@ -51,8 +52,8 @@ _HOMES = {
     "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
     "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
-    "register": "registering", "report": "graph.verbs", "restage": "graph.staging", "show": "graph.show",
-    "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",
+    "plan": "graph.planning", "register": "registering", "report": "graph.verbs", "restage": "graph.staging",
+    "show": "graph.show", "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",
 }  # fmt: skip
 
 if _beside := import_passes_beside():

@@ -25,14 +25,17 @@ from lyc_fx.graph.steps import Missed
 @final
 @dataclass(frozen=True)
 class Distribute(PassBase):
-    """Option: the sites (names of layer nodes) to rewrite; None is every site where there is a chain."""
+    """Options: the sites (names of layer nodes) to rewrite, None for every one; whether also where a chain is more work
+    than the layer itself.
+    """
 
     sites: Collection[str] | None = None
+    always: bool = False
 
     def call(self, gm: GraphModule) -> PassResult:
         chosen = [s for s in sites(gm.graph) if self.sites is None or s.node.name in self.sites]
         elsewhere = list(_elsewhere(gm))
-        lowering, fired, missed = Lowering(gm), Counter[str](), list[Missed]()
+        lowering, fired, missed = Lowering(gm, always=self.always), Counter[str](), list[Missed]()
         for site in [s for s in chosen if reads_bank(s.weight) and only_layers_read(s.weight)]:
             name = site.node.name
             try:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from lyc_fx.graph.constants import adapted_roots
+from lyc_fx.graph.constants import adapted_roots, cone
 from lyc_fx.graph.formulas import Formulas
 from lyc_fx.graph.merged_weight import base_of, formula_of, tensors_of
 from lyc_fx.graph.pipeline import done
-from lyc_fx.graph.program import get_tensor
+from lyc_fx.graph.program import facts, get_tensor
 from lyc_fx.graph.rewrite import MERGED, Emit, erase_unused
 from lyc_fx.graph.staging import STAGED, freeze_factors, note_staging, staged_values, staging_graph
 
@@ -30,8 +30,10 @@ class Stage(PassBase):
     """No options."""
 
     def call(self, gm: GraphModule) -> PassResult:
-        _widen(gm)
-        roots = {f"{STAGED}.{n}": root for n, root in enumerate(adapted_roots(gm))}
+        rebuilt = {node for node in gm.graph.nodes if MERGED in node.meta and _name(node) in facts(gm).rebuilt}
+        _widen(gm, rebuilt)
+        chosen = [root for root in adapted_roots(gm) if rebuilt.isdisjoint(cone(root))]
+        roots = {f"{STAGED}.{n}": root for n, root in enumerate(chosen)}
         graph = staging_graph(roots)
         note_staging(gm, graph)
         values = dict(staged_values(graph, partial(get_tensor, gm)))
@@ -44,10 +46,15 @@ class Stage(PassBase):
         return done(gm, "stage", len(roots))
 
 
-def _widen(gm: GraphModule) -> None:
-    """Compute merged weights that stay in the program as splice wrote them."""
+def _name(merged: Node) -> str:
+    base = base_of(merged)
+    return "" if base is None else str(base.target)
+
+
+def _widen(gm: GraphModule, rebuilt: set[Node]) -> None:
+    """Compute merged weights as splice wrote them, but for those that every call rebuilds."""
     formulas = Formulas(gm)
-    for node in [node for node in gm.graph.nodes if MERGED in node.meta]:
+    for node in [node for node in gm.graph.nodes if MERGED in node.meta and node not in rebuilt]:
         made, base = node.meta[MERGED], base_of(node)
         if base is None or formula_of(node) != made.formula:
             continue

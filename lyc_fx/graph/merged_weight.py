@@ -81,7 +81,7 @@ def formula_of(merged: Node) -> str:
     No-ops that canonicalize may remove do not count, nor does narrow's choice between float32 and float64.
     """
     digests: dict[Node, str] = {}
-    for node in _formula(merged):
+    for node in formula_nodes(merged):
         inputs = [digests.get(source, "base") for source in node.all_input_nodes]
         if _is_no_op(node):
             digests[node] = inputs[0]
@@ -99,7 +99,7 @@ def base_of(merged: Node) -> Node | None:
 
     None where that is no longer one node.
     """
-    inputs = {source for node in _formula(merged) for source in node.all_input_nodes}
+    inputs = {source for node in formula_nodes(merged) for source in node.all_input_nodes}
     bases = [source for source in inputs if not source.meta.get(EMITTED)]
     return bases[0] if len(bases) == 1 else None
 
@@ -110,7 +110,7 @@ def tensors_of(merged: Node, made: MergedWeight) -> dict[str, Node]:
     return {str(node.target): node for node in cone(merged) if node.op == "get_attr" and str(node.target) in wanted}
 
 
-def _formula(merged: Node) -> list[Node]:
+def formula_nodes(merged: Node) -> list[Node]:
     """All nodes that splice has inserted for it, each after its inputs."""
     found: dict[Node, None] = {}
     pending = [(merged, False)]

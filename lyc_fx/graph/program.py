@@ -54,6 +54,8 @@ class Facts:
     """What adapters can be bound to, where others can take the place of those spliced in"""
     places: "Places | None" = None
     """What `lyc_fx.exchange` can put other adapters into"""
+    rebuilt: frozenset[str] = frozenset()
+    """Weights that `stage` leaves to every call"""
     staging: Graph | None = None
     """Computes the staged values (`lyc_fx.graph.staging`)"""
     steps: tuple[Step, ...] = ()

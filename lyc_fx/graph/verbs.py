@@ -14,7 +14,7 @@ from lyc_fx.errors import WrongArgument
 from lyc_fx.graph import pipeline
 from lyc_fx.graph.further import further
 from lyc_fx.graph.plan import Plan
-from lyc_fx.graph.program import captured, facts, history
+from lyc_fx.graph.program import captured, facts, history, remember
 from lyc_fx.passes.canonicalize import Canonicalize
 from lyc_fx.passes.distribute import Distribute
 from lyc_fx.passes.evaluate import Evaluate
@@ -71,7 +71,8 @@ def lower(
     """Make an adapted program quick to run unfolded.
 
     Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
-    stay with the weights are computed in float32 instead of float64. `plan=None` plans by itself (`Plan.default`).
+    stay with the weights are computed in float32 instead of float64. A plan comes from `lyc_fx.plan`; without one,
+    every chain is taken that is no more work than the layer itself.
     `lyc_fx.history(result)` says how often each pass and rule fired, and why rules did not.
 
     `passes` are further ones that run after these, each a `torch.fx.passes.infra.pass_base.PassBase`, or the name of
@@ -84,9 +85,11 @@ def lower(
     if plan is not None and not isinstance(plan, Plan):
         raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
     wanted = further(passes)
-    chosen = (plan or Plan.default(captured(adapted))).chains
-    own = Distribute(chosen), Narrow(), Canonicalize()
-    return pipeline.run(adapted, *own, *wanted, check=check)
+    chosen = plan or Plan.default(captured(adapted))
+    own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize()
+    lowered = pipeline.run(adapted, *own, *wanted, check=check)
+    remember(lowered, rebuilt=frozenset(each.weight for each in chosen.layers if each.form == "rebuilt"))
+    return lowered
 
 
 def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = False) -> GraphModule:

@@ -32,20 +32,53 @@ class Lowered:
 
 
 @final
+@dataclass(frozen=True)
+class Found:
+    """What becomes a chain at layers that are alike."""
+
+    choice: Choice
+    names: tuple[str, ...]
+    """Of each adapter, in the field's words"""
+    graph: Graph | None
+    """The chain; None where no adapter has one"""
+
+    @property
+    def remains(self) -> bool:
+        """Whether some adapters stay with the weight."""
+        return any(reason is not None for reason in self.choice.reasons)
+
+
+@final
 class Lowering:
     """Of one program. What is alike in all but the sizes of activations is tried and traced once."""
 
     def __init__(self, gm: GraphModule, *, always: bool = False) -> None:
         """`always`: also where the arithmetic of a chain speaks against it."""
         self._gm, self._formulas, self._always = gm, Formulas(gm), always
-        self._choices: dict[Hashable, tuple[Choice, tuple[str, ...], Graph | None]] = {}
+        self._found: dict[Hashable, Found] = {}
         self._remainders: dict[tuple[Node, Choice], Node] = {}
 
     def lower(self, reading: Reading) -> Lowered:
         """Let the layer compute its adapters on activations, as far as there are chains."""
-        site, made = reading.site, reading.made
+        site, made, found = reading.site, reading.made, self.chain_of(reading)
+        choice, inputs, tensors = found.choice, reading.inputs, reading.tensors
+        rules = [f"{name} on {site.node.target}" for name in found.names]
+        chained = tuple(rules[position] for position in choice.chained)
+        kept = tuple((rule, why) for rule, why in zip(rules, choice.reasons, strict=True) if why is not None)
+        if found.graph is not None:
+            if kept:
+                inputs["weight"] = self._remainder(reading, choice, tensors)
+            emit = Emit(self._gm, at=site.node, like=site.node, by=" and ".join(dict.fromkeys(chained)))
+            result = emit.inline(found.graph, inputs | inputs_of(made.terms, tensors))
+            site.node.replace_all_uses_with(result, propagate_meta=False)
+            erase_unused(self._gm, [site.node])
+            _release(self._gm, reading)
+        return Lowered(chained, kept)
+
+    def chain_of(self, reading: Reading) -> Found:
+        """The chain of a layer, traced once for all layers that are alike."""
+        made, inputs = reading.made, reading.inputs
         chain = Chain(reading.call, made, reading.turned, reading.casts, rest=False)
-        inputs, tensors = reading.inputs, reading.tensors
         x = inputs["x"].meta["val"]
         alike = tuple(term.alike for term in made.terms)
         whole = (
@@ -57,26 +90,11 @@ class Lowering:
             reading.casts,
         )
         key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
-        if key not in self._choices:
-            self._choices[key] = self._chosen(site.node, chain, inputs, tensors)
-        choice, names, graph = self._choices[key]
-        rules = [f"{name} on {site.node.target}" for name in names]
-        chained = tuple(rules[position] for position in choice.chained)
-        kept = tuple((rule, why) for rule, why in zip(rules, choice.reasons, strict=True) if why is not None)
-        if graph is not None:
-            if kept:
-                inputs["weight"] = self._remainder(reading, choice, tensors)
-            emit = Emit(self._gm, at=site.node, like=site.node, by=" and ".join(dict.fromkeys(chained)))
-            result = emit.inline(graph, inputs | inputs_of(made.terms, tensors))
-            site.node.replace_all_uses_with(result, propagate_meta=False)
-            erase_unused(self._gm, [site.node])
-            _release(self._gm, reading)
-        return Lowered(chained, kept)
+        if key not in self._found:
+            self._found[key] = self._find(reading.site.node, chain, inputs, reading.tensors)
+        return self._found[key]
 
-    def _chosen(
-        self, node: Node, chain: Chain, inputs: Mapping[str, Node], tensors: Mapping[str, Node]
-    ) -> tuple[Choice, tuple[str, ...], Graph | None]:
-        """What becomes a chain, a name for each term, and the chain."""
+    def _find(self, node: Node, chain: Chain, inputs: Mapping[str, Node], tensors: Mapping[str, Node]) -> Found:
         traces: dict[tuple[int, ...], Graph] = {}
 
         def values(of: Chain) -> dict[str, Tensor]:
@@ -101,7 +119,7 @@ class Lowering:
 
         choice = Choice.of(chain, attempt)
         names = tuple(action.name for action in actions)
-        return choice, names, trace(choice.applied(chain)) if choice.chained else None
+        return Found(choice, names, trace(choice.applied(chain)) if choice.chained else None)
 
     def _remainder(self, reading: Reading, choice: Choice, tensors: Mapping[str, Node]) -> Node:
         """The weight merged with the terms that stay, once for all layers that read it."""

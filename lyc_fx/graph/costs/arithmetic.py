@@ -77,8 +77,10 @@ def _einsum(node: Node) -> sympy.Expr:
     sides, result = equation.split("->")
     summed: dict[str, sympy.Expr] = {}
     for text, operand in zip(sides.split(","), operands, strict=True):
-        shape, letters = expressions(operand.meta["val"]), text.replace("...", "")  # type: ignore[union-attr]  # a node
-        summed |= {letter: s for letter, s in zip(letters, shape[-len(letters) :], strict=True) if letter not in result}
+        shape = expressions(operand.meta["val"])  # type: ignore[union-attr]  # a node
+        first, _, last = text.partition("...")
+        pairs = [*zip(first, shape, strict=False), *zip(reversed(last), reversed(shape), strict=False)]
+        summed |= {letter: each for letter, each in pairs if letter not in result}
     return size(node.meta["val"]) * prod(summed.values(), start=sympy.Integer(1))
 
 
