@@ -72,6 +72,8 @@ def layers(draw: st.DrawFn, op: Any) -> Drawn:
     else:
         channels = first if x_first else second * groups
         x = integers(draw, 2, channels, *[7] * dims) if dims else integers(draw, 3, channels)
+        if dims > 1 and draw(st.booleans()):
+            x = x.contiguous(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
     return Drawn(call, x)
 
 

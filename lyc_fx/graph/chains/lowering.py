@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from lyc_fx.algebra.tensors import channels_last
 from lyc_fx.graph.chains.choice import Choice
 from lyc_fx.graph.chains.formula import Chain
 from lyc_fx.graph.chains.reading import Reading
@@ -53,7 +54,7 @@ class Lowering:
             reading.turned,
             reading.casts,
         )
-        key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
+        key = chain.call.key, x.dim(), channels_last(x), x.dtype, x.device, whole, alike
         if key not in self._choices:
             self._choices[key] = self._chosen(chain, inputs, tensors)
         choice, names, graph = self._choices[key]
