@@ -59,3 +59,13 @@ def test_a_near_miss_keeps_its_blocks(name: str) -> None:
     maps = NEAR_MISSES[name]
     assert sizes(joined(maps)) == sizes(maps)
     assert same(maps, 48 if name == "a stage left out" else 24)
+
+
+def test_gradients_pass() -> None:
+    """Of activations, by the generators of two stages."""
+    matrices = [integers(6, 4, 4).requires_grad_(), (integers(6, 4, 4) + 1).requires_grad_()]
+    maps = Swap(2, 2), Blocks(matrices[0]), Swap(2, 2), Swap(2, 4), Blocks(matrices[1]), Swap(4, 2)
+    x = integers(24, 3)
+    found = [torch.autograd.grad(Compose(each).rows(x).square().sum(), matrices) for each in (maps, joined(maps))]
+    assert sizes(joined(maps)) == [8]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
