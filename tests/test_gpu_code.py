@@ -27,7 +27,8 @@ if not torch.__version__.startswith("2.13."):
 @cache
 def rows() -> dict[tuple[str, str, str], dict[str, Any]]:
     """In a process of its own, which the stand-in for a device spoils for everything else."""
-    layers, algorithms, forms = ("linear", "conv-nhwc"), ("LoCon", "LoKr", "DoRA"), ("spliced", "lowered")
+    layers, algorithms = ("linear", "conv-nhwc"), ("LoCon", "LoKr", "DoRA", "BOFT")
+    forms = ("spliced", "lowered", "staged")
     chosen = ["--layers", *layers, "--algorithms", *algorithms, "--forms", *forms, "--json"]
     made = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "gpu_code.py"), *chosen],
@@ -58,7 +59,15 @@ def test_base() -> None:
             2,
             4,
         ),  # these scale the first factor in the layout of the base's weight
-        (("conv-nhwc", "LoKr", "lowered"), 6, 4),
+        (("conv-nhwc", "LoKr", "lowered"), 2, 4),  # and here the repeated right factor
+        (("linear", "LoCon", "staged"), 1, 4),
+        (("linear", "LoKr", "staged"), 1, 4),
+        (("linear", "DoRA", "staged"), 1, 4),
+        (("linear", "BOFT", "staged"), 4, 5),
+        (("conv-nhwc", "LoCon", "staged"), 0, 4),
+        (("conv-nhwc", "LoKr", "staged"), 0, 4),
+        (("conv-nhwc", "DoRA", "staged"), 0, 4),
+        (("conv-nhwc", "BOFT", "staged"), 2, 3),
     ],
 )
 def test_over_the_base(case: tuple[str, str, str], kernels: int, gemms: int) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lyc_fx.algebra.layer import Layer, NoChain, Scale
+from lyc_fx.algebra.repeated import Repeated
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.structure import Structure, over
-from lyc_fx.algebra.tensors import kronecker, matrix
+from lyc_fx.algebra.tensors import channels_last, kronecker, matrix
 
 
 @final
@@ -35,8 +36,10 @@ class Kron(Structure):
         """Channels as `(m, n)`: the right factor, as a layer of its own, on n; the left one on m.
 
         In whichever order takes fewer multiplications. On a convolution m joins the batch while the right factor is
-        applied with the layer's stride, padding and dilation. With g groups the rows of the left factor must divide
-        evenly among them: a group that starts in the middle of a block has no chain.
+        applied with the layer's stride, padding and dilation; in channels last, where that would move every number, it
+        joins the groups (not for a narrow right factor, of which that would make several slow layers). With g groups
+        the rows of the left factor must divide evenly among them: a group that starts in the middle of a block has no
+        chain.
         """
         block = self._block(layer.shape)
         fine = replace(layer, shape=block, groups=1)
@@ -46,6 +49,8 @@ class Kron(Structure):
             raise NoChain(
                 f"the {self.left.shape[0]} rows of the left factor do not fall into the layer's {layer.groups} groups"
             )
+        if layer.spatial and channels_last(x) and self.right.full:
+            return self._convolved_in_groups(layer, fine, x, scale)
         if layer.spatial:
             return self._convolved(layer, fine, x, scale)
         (l, m), (k, n), at = self.left.shape, block, 0 if layer.x_first else 1  # noqa: E741
@@ -70,6 +75,18 @@ class Kron(Structure):
         b, g, (of, to) = "b" * batched, "g" * (groups > 1), "lm" if layer.x_first else "ml"
         mixed = torch.einsum(f"{g}lm,{b}{g}{of}...->{b}{g}{to}...", left, y)
         return mixed.flatten(at - 1 - len(g), at)
+
+    def _convolved_in_groups(self, layer: Layer, fine: Layer, x: Tensor, scale: Scale) -> Tensor:
+        """The right factor in each of g · m groups of channels; the left one on the points, of channels `(g, m, k)`."""
+        rows, inner = self.left.shape
+        coarse = rows // layer.groups if layer.x_first else inner
+        y = self.right.act(Repeated.of(fine, layer.groups * coarse), x, scale).movedim(1, -1)
+        parts, left = [layer.groups, coarse] if layer.groups > 1 else [coarse], layer.fitted(self.left)
+        left = (
+            left.unflatten(0, [layer.groups, -1]) if layer.groups > 1 else left
+        )  # (g, l, m), or with x first (g, m, l)
+        y = (left.transpose(-1, -2) if layer.x_first else left) @ y.unflatten(-1, [*parts, -1])
+        return y.flatten(-1 - len(parts)).movedim(-1, 1)
 
     def _looked_up(self, layer: Layer, fine: Layer, x: Tensor, scale: Scale) -> Tensor:
         """Row `i·k + j` of the product is that of row i of the left factor and row j of the right one."""

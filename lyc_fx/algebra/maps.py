@@ -58,7 +58,10 @@ class Compose(Map):
         return weight
 
     def act(self, layer: Layer, x: Tensor, *, on_rows: bool, turned: bool) -> Tensor:
-        for each in self.maps[::-1] if turned else self.maps:
+        from lyc_fx.algebra.butterfly import joined  # whose stages are maps themselves
+
+        maps = joined(self.maps)
+        for each in maps[::-1] if turned else maps:
             x = each.act(layer, x, on_rows=on_rows, turned=turned)
         return x
 

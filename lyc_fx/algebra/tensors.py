@@ -52,3 +52,11 @@ def kronecker(left: Tensor, right: Tensor) -> Tensor:
     for _ in range(right.dim() - 2):
         left = left.unsqueeze(-1)
     return left.kron(right)
+
+
+def channels_last(activations: Tensor) -> bool:
+    """Whether images, or volumes, lie in memory with the channels of each point side by side."""
+    if activations.dim() not in (4, 5):
+        return False
+    found = activations.stride(1), activations.stride(-1), activations.shape[1]
+    return all(isinstance(size, int) for size in found) and found[:2] == (1, found[2]) != (1, 1)  # symbols: no guards

@@ -72,6 +72,8 @@ def layers(draw: st.DrawFn, op: Any) -> Drawn:
     else:
         channels = first if x_first else second * groups
         x = integers(draw, 2, channels, *[7] * dims) if dims else integers(draw, 3, channels)
+        if dims > 1 and draw(st.booleans()):
+            x = x.contiguous(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
     return Drawn(call, x)
 
 
@@ -128,7 +130,20 @@ def composed(draw: st.DrawFn, count: int) -> Map:
     return Compose(tuple(make(draw, count) for make in (swap, diagonal, rotation)))
 
 
-MAPS = {make.__name__: make for make in (diagonal, shear, rotation, swap, composed)}
+def butterfly(draw: st.DrawFn, count: int) -> Map:
+    """Some stages of blocks of any even size, of which neighbours are joined; one that is none between them."""
+    stages, half = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    steps: list[Map] = [diagonal(draw, count)]
+    for stage in range(stages):
+        apart = 2**stage * half
+        if count % (2 * apart):
+            break
+        blocks = Blocks(integers(draw, count // (2 * half), 2 * half, 2 * half))
+        steps += [Swap(2, apart), blocks, Swap(apart, 2)]
+    return Compose((*steps, diagonal(draw, count)))
+
+
+MAPS = {make.__name__: make for make in (diagonal, shear, rotation, swap, composed, butterfly)}
 
 
 @pytest.mark.parametrize("on_rows", [True, False], ids=["rows", "inputs"])

@@ -40,7 +40,7 @@ def chain_layers(adapter: Adapter, case: Case) -> int | None:
         return None if (out // groups) % shapes["blocks"][1] else 1 + spatial
     if adapter.name == "boft":
         stages, _, size, _ = shapes["blocks"]
-        return None if (out // groups) % (2 ** (stages - 1) * size) else 1 + spatial * stages
+        return None if (out // groups) % (2 ** (stages - 1) * size) else 1 + spatial * -(-stages // 2)
     if adapter.name in ("oft-input", "boft-input"):
         stages, size = shapes["blocks"][0] if adapter.name == "boft-input" else 1, shapes["blocks"][-1]
         whole = prod(case.logical[2:]) == 1 and inner % (2 ** (stages - 1) * size) == 0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from lyc_fx.algebra.tensors import channels_last
 from lyc_fx.graph.chains.choice import Choice, with_terms
 from lyc_fx.graph.chains.formula import Chain
 from lyc_fx.graph.chains.reading import Reading
@@ -89,7 +90,7 @@ class Lowering:
             reading.turned,
             reading.casts,
         )
-        key = chain.call.key, x.dim(), x.dtype, x.device, whole, alike
+        key = chain.call.key, x.dim(), channels_last(x), x.dtype, x.device, whole, alike
         if key not in self._found:
             self._found[key] = self._find(reading.site.node, chain, inputs, reading.tensors)
         return self._found[key]

@@ -3,6 +3,7 @@
 from lyc_fx.graph.layers.bmm import REPEATS
 from lyc_fx.graph.layers.call import Call
 from lyc_fx.graph.layers.kind import LayerKind, named
+from lyc_fx.graph.layers.layouts import in_layout_of_inputs
 from lyc_fx.graph.layers.sites import Site, graphs, sites, weight_of
 from lyc_fx.graph.layers.storage import read_by_linear, read_by_transposed_conv, stored_transposed
 from lyc_fx.graph.layers.table import kinds
@@ -16,6 +17,7 @@ __all__ = [
     "LayerKind",
     "Site",
     "graphs",
+    "in_layout_of_inputs",
     "kinds",
     "named",
     "read_by_linear",
