@@ -20,6 +20,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d of gpt": (lambda: Conv1D(15, 6), (2, 5, 6)),
     "square conv1d of gpt": (lambda: Conv1D(6, 6), (2, 5, 6)),
 }
+EVERY = ("linear", "conv2d-grouped-dilated", "conv transposed", "square conv1d of gpt")
+"""Layers that are tried with all variants"""
 MORE = tuple(Case(name, build, size, "") for name, (build, size) in LAYERS.items())
 
 
@@ -47,15 +49,18 @@ def test_every_family_on_every_layer(case: Case) -> None:
     model = nn.Sequential(case.build()).double()
     x, fired = torch.randn(case.input, dtype=torch.float64), 0
     base, attached = model(x), lyc_fx.attach(model)
+    few = None if case.name in EVERY else ("locon", "lokr", "diag-oft", "full", "norm")
     for variant in VARIANTS:
         adapter = random_for(variant, logical(model[0]), dtype=torch.float64)
+        if few is not None and (variant[0].name not in few or len(variant[1]) > 2):
+            continue
         if adapter is not None:
             fired += 1
             for strength in STRENGTHS:
                 report = attached.set(one(adapter, "0"), strength)
                 assert [row.target for row in report.applied] == ["0.weight"]
                 agree(model, one(adapter, "0"), strength, x)
-    assert fired > 3 or "norm" in case.name
+    assert fired >= 3 or "norm" in case.name
     attached.detach()
     assert torch.equal(model(x), base) and [name for name, _ in model.named_modules()] == ["", "0"]
 

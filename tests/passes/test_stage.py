@@ -30,7 +30,7 @@ def staged_names(program: GraphModule) -> list[str]:
 def test_the_numbers_are_those_of_the_lowered_program(variant: Variant, dtype: torch.dtype) -> None:
     """Bit for bit, at first and after other strengths and factors; merged weights are those of a fold."""
     tried = 0
-    for case in (LINEAR, ADDMM, CONV, EVEN):
+    for case in (LINEAR, ADDMM, CONV, EVEN) if dtype == torch.bfloat16 else (LINEAR, CONV):
         program = spliced(variant, case, dtype)
         if program is None:
             continue
