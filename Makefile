@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo bench-fold gpu-code clean
+.PHONY: help test demo bench-fold bench-forward gpu-code clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,9 @@ gpu-code: .venv/.gpu-code  ## inductor's code for a GPU, counted and compiled wi
 
 lyc_fx/passes:
 	ln -s ../passes $@  # an unpacked sdist lacks the link, which mypy needs
+
+bench-forward: .venv/.test  ## calls of adapted models beside PEFT and LyCORIS (ARGS="--sizes 16 --eager": less)
+	$(BIN)/python benchmarks/forward.py $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf .venv
