@@ -28,6 +28,8 @@ class LayerCall:
     """From an input as the layer takes it to that of the program"""
     leave: Callable[[Tensor, Tensor], Tensor]
     """From the input as the layer takes it and the program's output to the layer's output"""
+    multiplies: bool = True
+    """Whether autocast applies to it"""
 
 
 def layer_call(module: nn.Module) -> LayerCall | None:
@@ -85,5 +87,7 @@ def _images(dims: int) -> LayerCall:
 
 
 ROWS = LayerCall(_row, "rows _", _to_rows, _from_rows)
-INDICES = LayerCall(_index, "rows", lambda x: x.reshape(-1), lambda x, y: y.reshape(*x.shape, y.shape[-1]))
+INDICES = LayerCall(
+    _index, "rows", lambda x: x.reshape(-1), lambda x, y: y.reshape(*x.shape, y.shape[-1]), multiplies=False
+)
 _IMAGES = {dims: _images(dims) for dims in (1, 2, 3)}

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from lyc_fx.attaching.bank import NAME, leaf
@@ -27,9 +28,16 @@ def chained(program: LayerProgram) -> Forward:
             raise Unsupported(f"{type(self).__name__} with adapters takes one argument")
         bank = getattr(self, NAME)
         given = [*(getattr(self, name) for name in own), *(getattr(bank, name) for name in held)]
-        return call.leave(input, run(call.enter(input), *(given[position] for position in order)))
+        y = run(call.enter(input), *(given[position] for position in order))
+        return call.leave(input, as_autocast(y) if call.multiplies else y)
 
     return forward
+
+
+def as_autocast(y: Tensor) -> Tensor:
+    """The dtype that autocast gives to outputs of a matrix product: a chain may end in a float32 factor or bias."""
+    kind = y.device.type
+    return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
 
 def substituted(names: Sequence[str]) -> Forward:

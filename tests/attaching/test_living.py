@@ -153,6 +153,18 @@ def test_training(family: str) -> None:
             same(one, other)
 
 
+@pytest.mark.parametrize("family", ["locon", "diag-oft", "ia3", "glora"])
+def test_under_autocast_outputs_have_its_dtype(family: str) -> None:
+    model = net().float()
+    choice = adapters(model, "0", "2", family=family, rank=3, dtype=torch.float32)
+    wanted = merged(copy.deepcopy(model), choice, 0.7)
+    lyc_fx.attach(model, choice, 0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(X.float())
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, wanted(X.float()), rtol=5e-2, atol=5e-2)
+
+
 def test_generate_with_a_cache() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
