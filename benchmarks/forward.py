@@ -7,7 +7,8 @@ Two blocks with an adapter on every layer: of a transformer (`linear`; sizes are
 (`conv`; sizes are the height and width of an image). All forms of one row take turns; a cell is the median of the
 rounds' ratios to the folded program, with the quartiles. `base` is the model without adapter; `folded, frozen` has its
 weights packed by inductor's freezing; `lowered` has chains on activations; `staged` has also computed beforehand what
-depends on no input; `resident` holds the merged weights of an adapter beside the base's.
+depends on no input; `planned` has a chain or a resident merged weight for each layer, as `lyc_fx.plan` chooses;
+`attached` is the model itself with staged chains beside its layers. Adapters of all but the folded can be exchanged.
 """
 
 import argparse

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lyc_fx.attaching.attach import Attached, attach
     from lyc_fx.binding.report import Report
     from lyc_fx.checkpoint.fold_checkpoint import fold_checkpoint
+    from lyc_fx.compiling import compile
     from lyc_fx.conversion import convert
     from lyc_fx.errors import (
         BadAdapter,
@@ -39,16 +40,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan",
-    "Report", "Unsupported", "WrongArgument", "attach", "capture", "convert", "coverage", "evaluate", "exchange",
-    "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan", "register", "report",
-    "restage", "show", "splice", "stage", "stand_in",
+    "Report", "Unsupported", "WrongArgument", "attach", "capture", "compile", "convert", "coverage", "evaluate",
+    "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan", "register",
+    "report", "restage", "show", "splice", "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters.adapter_set", "Attached": "attaching.attach", "BadAdapter": "errors", "BadFile": "errors",
     "CaptureError": "errors", "InvalidGraph": "errors", "Live": "model.swap", "LycFxError": "errors",
     "Plan": "graph.plan", "Report": "binding.report", "Unsupported": "errors", "WrongArgument": "errors",
-    "attach": "attaching.attach", "capture": "graph.capture", "convert": "conversion",
+    "attach": "attaching.attach", "capture": "graph.capture", "compile": "compiling", "convert": "conversion",
     "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
     "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",

@@ -34,6 +34,7 @@ MAY: dict[str, set[str]] = {
     "passes": {"adapters", "algebra", "binding", "errors", "graph", "merging", "numerics"},
     "verbs": {"adapters", "binding", "choices", "errors", "graph", "passes"},
     "model": {"adapters", "base", "binding", "choices", "errors", "graph", "merging", "naming", "storage"},
+    "compiling": {"errors", "graph"},
     "attaching": {
         "adapters", "base", "binding", "choices", "errors", "graph", "merging", "model", "verbs",
     },

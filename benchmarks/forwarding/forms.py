@@ -1,5 +1,6 @@
 """Ways to run a model with an adapter."""
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -23,7 +24,11 @@ def forms(model: nn.Module, algorithm: str, x: Tensor) -> Iterator[tuple[str, nn
     lowered = lyc_fx.lower(adapted)
     yield "lowered", lowered
     yield "staged", lyc_fx.stage(lowered)
-    yield "resident", lyc_fx.stage(adapted)
+    planned = lyc_fx.plan(adapted)
+    yield "planned", lyc_fx.stage(lyc_fx.lower(adapted, planned))
+    own = copy.deepcopy(model)
+    lyc_fx.attach(own, made, STRENGTH)
+    yield "attached", own
     for name, peer in (("PEFT", peers.peft), ("LyCORIS", peers.lycoris)):
         found = peer(model, algorithm)
         if found is not None:

@@ -1,6 +1,7 @@
 """The forwards of adapted layers, and how they come into a module's place for them."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import MethodType
 from typing import Any, final
 
@@ -16,8 +17,12 @@ from lyc_fx.graph.program import BANK
 Forward = Callable[..., Any]
 
 
+@cache
 def chained(program: LayerProgram) -> Forward:
-    """The forward of a layer that runs a program on its own parameters and its bank's tensors."""
+    """The forward of layers that run a program on their own parameters and their bank's tensors.
+
+    It is one function for all layers of a program, so that blocks which are alike can share what is compiled.
+    """
     run, call = program.run, program.call
     own = [name for name in program.reads if not name.startswith(f"{BANK}.")]
     held = [leaf(name) for name in program.reads if name.startswith(f"{BANK}.")]

@@ -27,7 +27,7 @@ from lyc_fx.graph.verbs import lower, stage
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerProgram:
     """What layers share that are called alike and have adapters of the same form."""
 
