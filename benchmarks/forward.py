@@ -84,6 +84,8 @@ def main() -> None:
                 if found:
                     rows.append({"net": kind, "size": size, "algorithm": algorithm} | measured(found, x, args.rounds))
                     print(rows[-1], flush=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    rows = [{column: row.get(column, "-") for column in columns} for row in rows]
     how = "eager" if args.eager else "compiled"
     print(f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, width {args.width}, {how}")
     print("\n".join(table(rows)))

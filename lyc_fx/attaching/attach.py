@@ -1,28 +1,26 @@
 """Attaching adapters to a living model: beside its layers, in eager and compiled code alike."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from types import TracebackType
 from typing import Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import Bank
-from lyc_fx.attaching.calls import LayerCall, layer_call
-from lyc_fx.attaching.forwards import place_of
-from lyc_fx.attaching.layer import Given, Layer, form_key, places
-from lyc_fx.attaching.layer_program import LayerProgram, captured_layer, layer_key
+from lyc_fx.attaching.chosen import Chosen
+from lyc_fx.attaching.layer import Layer
+from lyc_fx.attaching.layer_program import How, LayerProgram
+from lyc_fx.attaching.programs import Programs
 from lyc_fx.attaching.units import Units, units
-from lyc_fx.binding.bound import Binding, Bound
-from lyc_fx.binding.fitting import Weight
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
-from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.graph.places import Filled
+from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.model.merge import bind_model
 from lyc_fx.model.weight_handles import WeightHandle
@@ -35,6 +33,7 @@ def attach(
     strength: float | Blocks = 1.0,
     *,
     rank: int | None = None,
+    resident: bool = False,
     trainable: bool = False,
     saved: bool = False,
     strict: bool = True,
@@ -50,14 +49,18 @@ def attach(
     computed once, in `set`.
 
     `rank`: factors are filled up with zeros to it, so that adapters of any smaller rank take the place of these without
-    a recompile (`Attached.set`). `trainable`: factors are parameters, and nothing is computed beforehand. `saved`: the
-    state dict has the factors too. The other arguments are those of `lyc_fx.merge`.
+    a recompile (`Attached.set`). `resident`: each layer runs with a merged weight beside its own instead of chains, as
+    fast as merged, for the memory of these weights and a slower `set`. `trainable`: factors are parameters, and nothing
+    is computed beforehand. `saved`: the state dict has the factors too. All else is as in `lyc_fx.merge`.
 
     Modules that are no Linear, Conv or Embedding (norms, `MultiheadAttention`) run their own code with a merged weight
     beside their own. Weights that a module computes (weight norm, parametrizations), recurrent layers, and modules
     whose forward was replaced raise Unsupported.
     """
-    attached = Attached(as_module(model), Room(rank), trainable=trainable, saved=saved)
+    if resident and trainable:
+        raise WrongArgument("resident=True computes weights beforehand, and trainable=True needs them at each call")
+    how: How = "resident" if resident else "trainable" if trainable else "chained"
+    attached = Attached(as_module(model), Room(rank), how, saved=saved)
     attached.set(adapters, strength, strict=strict, convention=convention, sequential=sequential, component=component)
     return attached
 
@@ -66,12 +69,13 @@ def attach(
 class Attached:
     """Adapters beside the layers of a model. As a context manager, it takes them off at the end."""
 
-    def __init__(self, model: nn.Module, room: Room, *, trainable: bool, saved: bool) -> None:
+    def __init__(self, model: nn.Module, room: Room, how: How, *, saved: bool) -> None:
         if any(isinstance(module, Bank) for module in model.modules()):
             raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
-        self._model, self._room, self._trainable, self._saved = model, room, trainable, saved
+        self._model, self._room, self._how, self._saved = model, room, how, saved
         self._layers: dict[str, Layer] = {}
-        self._programs: dict[Hashable, LayerProgram] = {}
+        self._programs = Programs(room, how)
+        self._chosen = Chosen()
         self.report = Report(())
         """The report of the last `set`"""
 
@@ -98,15 +102,16 @@ class Attached:
         of their own. Raises as `attach`, before anything is changed.
         """
         stack = stacked(adapters, strength, convention=convention, sequential=sequential, component=component)
-        found, binding = bind_model(self._model, stack, strict=strict)
+        model = self._model
+        found, binding = bind_model(model, stack, strict=strict)
         targets = {name: found[name] for name in binding.targets}
-        chosen = units(self._model, targets)
+        chosen = units(model, targets)
         notes = [
             note
             for name, handle in targets.items()
             for note in binding.doubts(name, handle.read(), transposed=handle.transposed)
         ]
-        prepared = self._prepared(chosen, binding, targets)
+        prepared = self._programs.prepared(model, self._layers, chosen, binding, targets)
         merged = self._merged({path: chosen[path] for path in chosen if path not in prepared}, binding, targets)
         for path in self._layers.keys() - chosen.keys():
             self._clear(path)
@@ -114,72 +119,37 @@ class Attached:
             self._layer(path, program).fill(filled, self._room)
         for path, values in merged.items():
             self._substitute(path, values)
+        substituted = {path: chosen[path] for path in merged}
+        self._chosen = Chosen(len(stack.parts), binding, targets, prepared, substituted)
         self.report = replace(binding.report, notes=(*binding.report.notes, *notes))
         return self.report
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def set_strengths(self, *strengths: float) -> None:
+        """Give the sets of the last `set` other strengths, in the order in which they were given there.
+
+        Nothing is bound or checked anew, so that this suits a schedule over steps. Block weights stay.
+
+        Raises WrongArgument for another number of strengths, and BadAdapter for one that is not finite.
+        """
+        chosen = self._chosen
+        if len(strengths) != chosen.sets:
+            raise WrongArgument(f"{len(strengths)} strengths for {chosen.sets} adapter sets")
+        if not all(map(isfinite, strengths)):
+            raise BadAdapter(f"the strengths {', '.join(map(str, strengths))} are not all finite")
+        merged = self._merged(chosen.substituted, chosen.with_strengths(strengths), chosen.targets)
+        for path, (_, filled) in chosen.prepared.items():
+            self._layers[path].set_strengths({t: strengths[b.index] if b else 0.0 for t, b in filled})
+        for path, values in merged.items():
+            self._substitute(path, values)
 
     def detach(self) -> None:
         """Take all adapters off: every module runs as before `attach`."""
         for layer in self._layers.values():
             layer.detach()
         self._layers.clear()
-
-    def _prepared(
-        self, chosen: Units, binding: Binding, targets: Mapping[str, WeightHandle]
-    ) -> dict[str, tuple[LayerProgram, list[Filled]]]:
-        """The program of each layer that has one, and what to put into its places."""
-        captured: dict[Hashable, GraphModule] = {}
-        found = {}
-        for path, names in chosen.items():
-            module, layer = self._model.get_submodule(path), self._layers.get(path)
-            if layer is None:
-                place_of(module)
-            if (call := layer_call(module)) is None:
-                continue
-            given = self._given(names, binding)
-            program = layer.program if layer is not None and layer.is_at_home else None
-            filled = program and places(program, given, self._room, sequential=binding.sequential)
-            if program is None or filled is None:
-                weights = {own: targets[name].weight for own, name in names.items()}
-                program = self._program(module, call, given, weights, captured, sequential=binding.sequential)
-                filled = places(program, given, self._room, sequential=binding.sequential)
-                assert filled is not None
-            found[path] = program, filled
-        return found
-
-    def _given(self, names: Mapping[str, str], binding: Binding) -> Given:
-        """The adapters of one module by its parameters, in places numbered one after the other."""
-        given: dict[str, list[Bound]] = {}
-        for own, name in names.items():
-            for bound in binding.targets[name]:
-                try:
-                    adapter = self._room.padded(bound.adapter)
-                except BadAdapter as error:
-                    raise BadAdapter(f"{name}: {error}: attach with rank={bound.adapter.rank}") from error
-                index = sum(map(len, given.values()))
-                given.setdefault(own, []).append(replace(bound, adapter=adapter, index=index))
-        return given
-
-    def _program(
-        self,
-        module: nn.Module,
-        call: LayerCall,
-        given: Given,
-        weights: Mapping[str, Weight],
-        captured: dict[Hashable, GraphModule],
-        *,
-        sequential: bool,
-    ) -> LayerProgram:
-        alike = layer_key(module)
-        key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
-        if key not in self._programs:
-            if alike not in captured:
-                captured[alike] = captured_layer(module, call)
-            bound = {name: tuple(each) for name, each in given.items()}
-            binding = Binding(bound, Report(()), sequential)
-            self._programs[key] = LayerProgram.of(
-                captured[alike], call, binding, weights, self._room, trainable=self._trainable
-            )
-        return self._programs[key]
+        self._chosen = Chosen()
 
     def _layer(self, path: str, program: LayerProgram) -> Layer:
         layer = self._layers.get(path)
@@ -197,7 +167,7 @@ class Attached:
         found: dict[str, dict[str, Tensor]] = {}
         with threaded_scheduler() as scheduler:
             for path, names in chosen.items():
-                if self._trainable:
+                if self._how == "trainable":
                     raise Unsupported(f"{next(iter(names.values()))}: only Linear, Conv and Embedding can be trained")
                 for own, name in names.items():
                     handle = targets[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count as count_from_zero
 from typing import final
 
 import torch
@@ -78,8 +79,13 @@ class Layer:
         """Put adapters into the places of the layer's program, and compute what is staged."""
         assert self.program is not None
         fill(filled, room.numbers, self.bank.read)
-        for term, bound in filled:
-            self.bank.read(term.strength).fill_(0.0 if bound is None else bound.strength)
+        self.set_strengths({term: 0.0 if bound is None else bound.strength for term, bound in filled})
+
+    def set_strengths(self, strengths: Mapping[Term, float]) -> None:
+        """Set the strength in each place, and compute what is staged."""
+        assert self.program is not None
+        for term, strength in strengths.items():
+            self.bank.read(term.strength).fill_(strength)
         if self.program.staging is not None:
             for name, value in staged_values(self.program.staging, self._read):
                 self.bank.read(name).copy_(value)
@@ -88,6 +94,12 @@ class Layer:
         found = self.bank.read(name) if name.startswith(f"{BANK}.") else getattr(self.module, name)
         assert isinstance(found, Tensor)
         return found
+
+
+def numbered(given: Given) -> dict[str, tuple[Bound, ...]]:
+    """The adapters as if each were a set of its own, so that each has a strength of its own."""
+    count = count_from_zero()
+    return {name: tuple(replace(each, index=next(count)) for each in bound) for name, bound in given.items()}
 
 
 def places(program: LayerProgram, given: Given, room: Room, *, sequential: bool) -> list[Filled] | None:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from lyc_fx.graph.places import Places
 from lyc_fx.graph.program import BANK, facts, remember, tensors
 from lyc_fx.graph.targets import targets
 from lyc_fx.graph.verbs import lower, stage
+
+How = Literal["chained", "resident", "trainable"]
+"""With chains and staged values; with a merged weight; with chains alone, of factors that can be trained"""
 
 
 @final
@@ -50,12 +53,12 @@ class LayerProgram:
         binding: Binding,
         weights: Mapping[str, Weight],
         room: Room,
-        *,
-        trainable: bool,
+        how: How,
     ) -> Self:
         """From a layer's program without adapters, and the adapters of its parameters."""
-        program = lower(pipeline.run(captured, Insert(binding, weights, room)))
-        program = program if trainable else stage(program)
+        program = pipeline.run(captured, Insert(binding, weights, room))
+        program = program if how == "resident" else lower(program)
+        program = program if how == "trainable" else stage(program)
         places = facts(program).places
         assert places is not None
         graph, reads = as_function(program)

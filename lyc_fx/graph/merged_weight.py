@@ -23,7 +23,7 @@ _WIDE = (torch.float32, torch.float64)
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Term:
     """One adapter of a merged weight."""
 

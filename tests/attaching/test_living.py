@@ -99,6 +99,49 @@ def test_set_overwrites_tensors_in_place_and_takes_any_other_algorithm() -> None
         same(model(X), merged(net(), choice, 0.4)(X))
 
 
+def test_strengths_alone() -> None:
+    """As in a schedule; also of modules that run with merged weights, and with block weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 15), nn.LayerNorm(15), nn.Linear(15, 6)).double()
+    first, second = adapters(model, "0", "2"), adapters(model, "2", family="diag-oft", rank=3)
+    norm = AdapterSet((Entry("1", "weight", random_adapter(NORM, (15,), dtype=torch.float64), ("1",)),), "norm")
+    blocks = {"2.*": -0.5, "*": 1.0}
+    plain = copy.deepcopy(model)
+    attached = lyc_fx.attach(model, [(first, 0.0), (second, 0.3), (norm, 0.5)], blocks)
+    for strengths in ((0.4, 0.0, 0.0), (-1.0, 0.9, 2.0), (0.0, 0.0, 0.0)):
+        attached.set_strengths(*strengths)
+        choice = list(zip((first, second, norm), strengths, strict=True))
+        same(model(X), merged(copy.deepcopy(plain), choice, blocks)(X) if any(strengths) else plain(X))  # type: ignore[arg-type]
+    with pytest.raises(lyc_fx.WrongArgument, match="2 strengths for 3 adapter sets"):
+        attached.set_strengths(0.1, 0.2)
+    with pytest.raises(lyc_fx.BadAdapter, match=r"nan.* are not all finite"):
+        attached.set_strengths(0.1, float("nan"), 0.2)
+    attached.detach()
+    with pytest.raises(lyc_fx.WrongArgument, match="1 strengths for 0"):
+        attached.set_strengths(0.1)
+
+
+NORM = next(family for family in FAMILIES if family.name == "norm")
+
+
+@pytest.mark.parametrize("family", ["locon", "diag-oft", "loha"])
+def test_resident(family: str) -> None:
+    """Merged weights beside the model's own: exchanged in place like factors, and rounded as in a merge."""
+    model = net().to(torch.bfloat16)
+    ranks = (3, 3) if family == "diag-oft" else (2, 3)
+    first, second = (
+        adapters(model, "0", "2", family=family, rank=r, seed=n, dtype=torch.bfloat16) for n, r in enumerate(ranks)
+    )
+    attached, x = lyc_fx.attach(model, first, 0.7, rank=3, resident=True), X.to(torch.bfloat16)
+    places = {name: tensor.data_ptr() for name, tensor in model.named_buffers()}
+    for choice, strength in ((first, 0.7), (second, -0.4)):
+        attached.set(choice, strength)
+        assert torch.equal(model(x), merged(net().to(torch.bfloat16), choice, strength)(x))
+    assert {name: tensor.data_ptr() for name, tensor in model.named_buffers()} == places
+    with pytest.raises(lyc_fx.WrongArgument, match="resident=True"):
+        lyc_fx.attach(net(), first, resident=True, trainable=True)
+
+
 def test_the_state_dict_is_the_models_own_unless_asked_for() -> None:
     model, plain = net(), net()
     attached = lyc_fx.attach(model, adapters(model, "0"), 0.7)

@@ -1,0 +1,33 @@
+"""What the last choice of adapters put where, so that their strengths can change alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from lyc_fx.attaching.layer_program import LayerProgram
+from lyc_fx.attaching.units import Units
+from lyc_fx.binding.bound import Binding
+from lyc_fx.binding.report import Report
+from lyc_fx.graph.places import Filled
+from lyc_fx.model.weight_handles import WeightHandle
+
+
+@final
+@dataclass(frozen=True)
+class Chosen:
+    """Of one call of `Attached.set`."""
+
+    sets: int = 0
+    """How many adapter sets there are"""
+    binding: Binding = field(default_factory=lambda: Binding({}, Report(())))
+    targets: Mapping[str, WeightHandle] = field(default_factory=dict)
+    prepared: Mapping[str, tuple[LayerProgram, Sequence[Filled]]] = field(default_factory=dict)
+    """By path, the program of a layer and what is in its places"""
+    substituted: Units = field(default_factory=dict)
+    """The modules that run with merged weights"""
+
+    def with_strengths(self, strengths: Sequence[float]) -> Binding:
+        """The binding with other strengths of its sets."""
+        targets = self.binding.targets.items()
+        changed = {n: tuple(replace(b, strength=strengths[b.index]) for b in each) for n, each in targets}
+        return replace(self.binding, targets=changed)

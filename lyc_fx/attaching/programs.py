@@ -1,0 +1,89 @@
+"""The programs of a model's layers, each made once for all layers that are alike."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import final
+
+from torch import nn
+from torch.fx import GraphModule
+
+from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.calls import LayerCall, layer_call
+from lyc_fx.attaching.forwards import place_of
+from lyc_fx.attaching.layer import Given, Layer, form_key, numbered, places
+from lyc_fx.attaching.layer_program import How, LayerProgram, captured_layer, layer_key
+from lyc_fx.attaching.units import Units
+from lyc_fx.binding.bound import Binding, Bound
+from lyc_fx.binding.fitting import Weight
+from lyc_fx.binding.report import Report
+from lyc_fx.errors import BadAdapter
+from lyc_fx.graph.places import Filled
+from lyc_fx.model.weight_handles import WeightHandle
+
+
+@final
+class Programs:
+    """Of one model with attached adapters."""
+
+    def __init__(self, room: Room, how: How) -> None:
+        self._room, self._how = room, how
+        self._programs: dict[Hashable, LayerProgram] = {}
+
+    def prepared(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        chosen: Units,
+        binding: Binding,
+        targets: Mapping[str, WeightHandle],
+    ) -> dict[str, tuple[LayerProgram, list[Filled]]]:
+        """The program of each layer that has one, and what to put into its places. Raises as `Attached.set`."""
+        captured: dict[Hashable, GraphModule] = {}
+        found = {}
+        for path, names in chosen.items():
+            module, layer = model.get_submodule(path), layers.get(path)
+            if layer is None:
+                place_of(module)
+            if (call := layer_call(module)) is None:
+                continue
+            given = self._given(names, binding)
+            program = layer.program if layer is not None and layer.is_at_home else None
+            filled = program and places(program, given, self._room, sequential=binding.sequential)
+            if program is None or filled is None:
+                weights = {own: targets[name].weight for own, name in names.items()}
+                program = self._program(module, call, given, weights, captured, sequential=binding.sequential)
+                filled = places(program, given, self._room, sequential=binding.sequential)
+                assert filled is not None
+            found[path] = program, filled
+        return found
+
+    def _given(self, names: Mapping[str, str], binding: Binding) -> Given:
+        """The adapters of one module by its parameters."""
+        given: dict[str, list[Bound]] = {}
+        for own, name in names.items():
+            for bound in binding.targets[name]:
+                try:
+                    adapter = self._room.padded(bound.adapter)
+                except BadAdapter as error:
+                    raise BadAdapter(f"{name}: {error}: attach with rank={bound.adapter.rank}") from error
+                given.setdefault(own, []).append(replace(bound, adapter=adapter))
+        return given
+
+    def _program(
+        self,
+        module: nn.Module,
+        call: LayerCall,
+        given: Given,
+        weights: Mapping[str, Weight],
+        captured: dict[Hashable, GraphModule],
+        *,
+        sequential: bool,
+    ) -> LayerProgram:
+        alike = layer_key(module)
+        key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
+        if key not in self._programs:
+            if alike not in captured:
+                captured[alike] = captured_layer(module, call)
+            binding = Binding(numbered(given), Report(()), sequential)
+            self._programs[key] = LayerProgram.of(captured[alike], call, binding, weights, self._room, self._how)
+        return self._programs[key]
