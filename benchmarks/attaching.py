@@ -51,12 +51,13 @@ def main() -> None:
         attach = seconds(lambda: held.append(lyc_fx.attach(model, first, 0.7)))  # noqa: B023  # called at once
         [attached] = held
         change = seconds(lambda: attached.set(second, 0.3))  # noqa: B023
+        strength = seconds(lambda: attached.set_strengths(0.5))  # noqa: B023
         factors = [factor for entry in second.entries for factor in entry.adapter.factors().values()]
         floor = seconds(lambda: [factor.clone().clone() for factor in factors])  # noqa: B023
         attached.detach()
         rows.append(
             {"algorithm": name, "layers": len(second.entries), "attach, s": f"{attach:.1f}", "set, s": f"{change:.2f}"}
-            | {"floor, s": f"{floor:.3f}"}
+            | {"set_strengths, s": f"{strength:.2f}", "floor, s": f"{floor:.3f}"}
         )
     other = copy.deepcopy(model)
     print(f"PEFT's LoRA: {seconds(lambda: peft(other)):.1f} s")
