@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import lyc_fx
-from lyc_fx.cli import convert, coverage, demo, fold, inspect
+from lyc_fx.cli import convert, coverage, demo, fold, inspect, plan
 from lyc_fx.cli.errors import ReportsErrors, interrupt, leave
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app.command("fold")(fold.command)
 app.command("inspect")(inspect.command)
 app.command("coverage")(coverage.command)
 app.command("convert")(convert.command)
+app.command("plan")(plan.command)
 app.command("demo")(demo.command)
 
 
