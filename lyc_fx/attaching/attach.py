@@ -1,6 +1,7 @@
 """Attaching adapters to a living model: beside its layers, in eager and compiled code alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from types import TracebackType
@@ -116,7 +117,8 @@ class Attached:
         for path in self._layers.keys() - chosen.keys():
             self._clear(path)
         for path, (program, filled) in prepared.items():
-            self._layer(path, program).fill(filled, self._room)
+            with named(path):
+                self._layer(path, program).fill(filled, self._room)
         for path, values in merged.items():
             self._substitute(path, values)
         substituted = {path: chosen[path] for path in merged}
@@ -140,7 +142,8 @@ class Attached:
             raise BadAdapter(f"the strengths {', '.join(map(str, strengths))} are not all finite")
         merged = self._merged(chosen.substituted, chosen.with_strengths(strengths), chosen.targets)
         for path, (_, filled) in chosen.prepared.items():
-            self._layers[path].set_strengths({t: strengths[b.index] if b else 0.0 for t, b in filled})
+            with named(path):
+                self._layers[path].set_strengths({t: strengths[b.index] if b else 0.0 for t, b in filled})
         for path, values in merged.items():
             self._substitute(path, values)
 
@@ -205,3 +208,12 @@ class Attached:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Put the path of a module before the name of its parameter in a BadAdapter."""
+    try:
+        yield
+    except BadAdapter as error:
+        raise BadAdapter(f"{path}.{error}" if path else str(error)) from error

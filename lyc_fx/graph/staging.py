@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from lyc_fx.errors import InvalidGraph, WrongArgument
+from lyc_fx.errors import BadAdapter, InvalidGraph, WrongArgument
 from lyc_fx.graph.constants import cone, evaluated
 from lyc_fx.graph.copies import set_tensor
+from lyc_fx.graph.merged_weight import base_of
 from lyc_fx.graph.program import BANK, captured, facts, get_tensor, remember, tensors, without_autocast
+from lyc_fx.graph.rewrite import MERGED
 
 STAGED = f"{BANK}.staged"
 """The submodule that holds the buffers"""
@@ -27,12 +29,27 @@ def staging_graph(roots: Mapping[str, Node]) -> Graph:
 
 
 def staged_values(graph: Graph, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the staged values by the names of their buffers; `read` finds a stored tensor by its name."""
+    """Yield the staged values by the names of their buffers; `read` finds a stored tensor by its name.
+
+    Raises BadAdapter for a merged weight that overflows.
+    """
     results: Any = graph.output_node().args[0]
     names = {node: name for name, node in results.items()}
     with without_autocast():
         for node, value in evaluated(read, names):
+            if MERGED in node.meta:
+                _refuse_overflow(node, value, read)
             yield names[node], value
+
+
+def _refuse_overflow(merged: Node, value: Tensor, read: Callable[[str], Tensor]) -> None:
+    """Raise BadAdapter for a merged weight that is not finite although its base is."""
+    base = base_of(merged)
+    if _finite(value) or base is None or base.op != "get_attr" or not _finite(read(str(base.target))):
+        return
+    raise BadAdapter(
+        f"{base.target}: the merged weight is not finite in {value.dtype}: lower the strength, or leave the adapter out"
+    )
 
 
 @torch.inference_mode(False)
@@ -42,13 +59,20 @@ def restage(program: GraphModule) -> None:
 
     The buffers stay what and where they are: what was compiled is not compiled again.
 
-    Raises WrongArgument for a program that `lyc_fx.stage` has not made, and InvalidGraph for weights without values.
+    Raises WrongArgument for a program that `lyc_fx.stage` has not made, InvalidGraph for weights without values, and
+    BadAdapter for a merged weight that overflows: some buffers may have new values then, so restage with a lower
+    strength.
     """
     graph = facts(captured(program)).staging
     if graph is None:
         raise WrongArgument("the program has no staged values: lyc_fx.stage makes one that has")
     for name, value in staged_values(graph, partial(get_tensor, program)):
         get_tensor(program, name).copy_(value)
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch does not ask float8
+    return bool(wide.isfinite().all())
 
 
 def freeze_factors(gm: GraphModule) -> None:

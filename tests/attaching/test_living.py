@@ -208,6 +208,16 @@ def test_under_autocast_outputs_have_its_dtype(family: str) -> None:
         torch.testing.assert_close(found, wanted(X.float()), rtol=5e-2, atol=5e-2)
 
 
+def test_a_merged_weight_that_overflows_is_named() -> None:
+    model = net().half()
+    choice = adapters(model, "0", dtype=torch.float16)
+    attached = lyc_fx.attach(model, choice, 0.1, resident=True)
+    with pytest.raises(lyc_fx.BadAdapter, match=r"0\.weight: the merged weight is not finite in torch\.float16"):
+        attached.set_strengths(1e6)
+    attached.set_strengths(0.1)
+    assert torch.equal(model(X.half()), merged(net().half(), choice, 0.1)(X.half()))
+
+
 def test_generate_with_a_cache() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -123,6 +123,21 @@ def test_twice_is_refused_and_so_is_a_program_without_staged_values() -> None:
         lyc_fx.restage(lowered)
 
 
+def test_a_merged_weight_that_overflows_is_refused() -> None:
+    """Bases that are not finite themselves are left to those who made them so."""
+    spliced = adapted(EVEN, made("locon", EVEN), dtype=torch.float16)
+    program = lyc_fx.stage(spliced)
+    program.get_buffer(STRENGTH).fill_(1e6)
+    with pytest.raises(lyc_fx.BadAdapter, match=r"layer\.weight: the merged weight is not finite in torch\.float16"):
+        lyc_fx.restage(program)
+    with pytest.raises(lyc_fx.BadAdapter, match="not finite"):
+        lyc_fx.stage(spliced)
+    spliced = copy.deepcopy(spliced)
+    with torch.no_grad():
+        spliced.get_parameter("layer.weight")[0, 0] = float("inf")
+    lyc_fx.stage(spliced)
+
+
 def test_without_values_it_is_refused() -> None:
     with torch.device("meta"):
         program = lyc_fx.capture(EVEN.net(), (EVEN.x(),))
