@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra.factor_shapes import RANK, parsed
-from lyc_fx.errors import BadAdapter
+from lyc_fx.errors import BadAdapter, WrongArgument
 
 
 @final
@@ -21,6 +21,11 @@ class Room:
 
     rank: int | None = None
     """The greatest rank; None for that of each adapter, so that others must have the same"""
+
+    def __post_init__(self) -> None:
+        """Raise WrongArgument for what is no rank."""
+        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
+            raise WrongArgument(f"rank={self.rank!r}: it must be a number, 1 or more")
 
     def padded(self, adapter: Adapter) -> Adapter:
         """The same effect, in the shapes of the room, and in float32 at least, which holds what other files store.

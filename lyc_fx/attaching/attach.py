@@ -16,8 +16,7 @@ from lyc_fx.attaching.chosen import Chosen
 from lyc_fx.attaching.layer import Layer
 from lyc_fx.attaching.layer_program import How, LayerProgram
 from lyc_fx.attaching.programs import Programs
-from lyc_fx.attaching.units import Units, units
-from lyc_fx.binding.bound import Binding
+from lyc_fx.attaching.units import units
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
@@ -100,7 +99,7 @@ class Attached:
         Where a layer's adapters have the form of those before (algorithm, variant, and rank up to `rank`), tensors are
         overwritten in place, and what was compiled is not compiled again; another strength is always of that kind. So
         give all adapters that you switch between at first, those for later with strength 0. Other layers get a program
-        of their own. Raises as `attach`, before anything is changed.
+        of their own. Weights that have changed since are read anew. Raises as `attach`; then all is as before.
         """
         stack = stacked(adapters, strength, convention=convention, sequential=sequential, component=component)
         model = self._model
@@ -112,18 +111,11 @@ class Attached:
             for name, handle in targets.items()
             for note in binding.doubts(name, handle.read(), transposed=handle.transposed)
         ]
+        self._forget_replaced()
         prepared = self._programs.prepared(model, self._layers, chosen, binding, targets)
-        merged = self._merged({path: chosen[path] for path in chosen if path not in prepared}, binding, targets)
-        for path in self._layers.keys() - chosen.keys():
-            self._clear(path)
-        for path, (program, filled) in prepared.items():
-            with named(path):
-                self._layer(path, program).fill(filled, self._room)
-        for path, values in merged.items():
-            self._substitute(path, values)
-        substituted = {path: chosen[path] for path in merged}
-        self._chosen = Chosen(len(stack.parts), binding, targets, prepared, substituted)
-        self.report = replace(binding.report, notes=(*binding.report.notes, *notes))
+        substituted = {path: chosen[path] for path in chosen if path not in prepared}
+        self._change(Chosen(len(stack.parts), binding, targets, prepared, substituted))
+        self.report = replace(binding.report, notes=(*binding.report.notes, *notes, *ties(targets)))
         return self.report
 
     @torch.inference_mode(False)
@@ -140,12 +132,11 @@ class Attached:
             raise WrongArgument(f"{len(strengths)} strengths for {chosen.sets} adapter sets")
         if not all(map(isfinite, strengths)):
             raise BadAdapter(f"the strengths {', '.join(map(str, strengths))} are not all finite")
-        merged = self._merged(chosen.substituted, chosen.with_strengths(strengths), chosen.targets)
-        for path, (_, filled) in chosen.prepared.items():
-            with named(path):
-                self._layers[path].set_strengths({t: strengths[b.index] if b else 0.0 for t, b in filled})
-        for path, values in merged.items():
-            self._substitute(path, values)
+        if not all(self._layers[path].is_at_home for path in chosen.prepared):
+            raise Unsupported(
+                "the model has another dtype or is on another device than at the last set(): call it again"
+            )
+        self._change(chosen.with_strengths(strengths), others=False)
 
     def detach(self) -> None:
         """Take all adapters off: every module runs as before `attach`."""
@@ -153,6 +144,27 @@ class Attached:
             layer.detach()
         self._layers.clear()
         self._chosen = Chosen()
+
+    def _change(self, chosen: Chosen, *, others: bool = True) -> None:
+        """Put a choice into its places; if that fails, leave those before. `others`: more than strengths may differ."""
+        merged, before, had = self._merged(chosen), self._chosen, set(self._layers)
+        try:
+            self._put(chosen, merged, others=others)
+        except BaseException:
+            for path in self._layers.keys() - had:
+                self._layers.pop(path).detach()
+            self._put(before, self._merged(before), others=others)
+            raise
+        self._chosen = chosen
+
+    def _put(self, chosen: Chosen, merged: Mapping[str, Mapping[str, Tensor]], *, others: bool) -> None:
+        for path in self._layers.keys() - chosen.prepared.keys() - merged.keys():
+            self._clear(path)
+        for path, (program, filled) in chosen.prepared.items():
+            with named(path):
+                self._layer(path, program).fill(filled, self._room, others=others)
+        for path, values in merged.items():
+            self._substitute(path, values)
 
     def _layer(self, path: str, program: LayerProgram) -> Layer:
         layer = self._layers.get(path)
@@ -163,42 +175,45 @@ class Attached:
             self._layers[path] = layer
         return layer
 
-    def _merged(
-        self, chosen: Units, binding: Binding, targets: Mapping[str, WeightHandle]
-    ) -> dict[str, dict[str, Tensor]]:
+    def _merged(self, chosen: Chosen) -> dict[str, dict[str, Tensor]]:
         """The merged weights of modules without a program, by path and by their names in the module."""
         found: dict[str, dict[str, Tensor]] = {}
         with threaded_scheduler() as scheduler:
-            for path, names in chosen.items():
+            for path, names in chosen.substituted.items():
                 if self._how == "trainable":
                     raise Unsupported(f"{next(iter(names.values()))}: only Linear, Conv and Embedding can be trained")
                 for own, name in names.items():
-                    handle = targets[name]
-                    base = handle.read()
-                    out = torch.empty_like(base, memory_format=torch.contiguous_format)
-                    binding.fill(name, base, out, scheduler, transposed=handle.transposed, effects={})
+                    handle = chosen.targets[name]
+                    out = torch.empty_like(base := handle.read(), memory_format=torch.contiguous_format)
+                    chosen.binding.fill(name, base, out, scheduler, transposed=handle.transposed, effects={})
                     found.setdefault(path, {})[own] = out
             scheduler.finish()
         return found
 
     def _substitute(self, path: str, values: Mapping[str, Tensor]) -> None:
-        layer, module = self._layers.get(path), self._model.get_submodule(path)
-        if layer is not None and values.keys() <= layer.values.keys():
+        layer = self._layers.get(path)
+        if layer is not None and values.keys() == layer.values.keys():
             for name, tensor in layer.values.items():
-                tensor.copy_(values[name] if name in values else module.get_parameter(name))
+                tensor.copy_(values[name])
             return
         if layer is not None:
             layer.detach()
+        module = self._model.get_submodule(path)
         self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()})
 
     def _clear(self, path: str) -> None:
         """Let a module run as without adapters, and keep its program where strength 0 does that."""
         layer = self._layers[path]
-        if layer.program is None:
-            self._substitute(path, {})
-        elif all(term.adapter.inert(0.0) for made in layer.program.merged.values() for term in made.terms):
-            layer.fill([(term, None) for made in layer.program.merged.values() for term in made.terms], self._room)
+        terms = layer.terms
+        if terms and layer.is_at_home and all(term.adapter.inert(0.0) for term in terms):
+            layer.fill([(term, None) for term in terms], self._room)
         else:
+            self._layers.pop(path).detach()
+
+    def _forget_replaced(self) -> None:
+        """Drop the layers whose modules are no longer the model's."""
+        current = dict(self._model.named_modules(remove_duplicate=False))
+        for path in [path for path, layer in self._layers.items() if current.get(path) is not layer.module]:
             self._layers.pop(path).detach()
 
     def __enter__(self) -> Self:
@@ -208,6 +223,13 @@ class Attached:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+def ties(targets: Mapping[str, WeightHandle]) -> Iterator[str]:
+    """Notes on weights that have other names too."""
+    for name, handle in targets.items():
+        if handle.obstacle is not None and handle.obstacle.startswith("is tied"):
+            yield f"{name} {handle.obstacle}: its adapters act where {name.rpartition('.')[0]} itself is called"
 
 
 @contextmanager

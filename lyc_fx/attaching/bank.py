@@ -1,10 +1,12 @@
 """What lies beside an adapted layer's own parameters."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
 
+from lyc_fx.errors import Unsupported
 from lyc_fx.graph.program import BANK
 
 NAME = BANK
@@ -29,6 +31,16 @@ class Bank(nn.Module):
         found = getattr(self, leaf(name))
         assert isinstance(found, Tensor)
         return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
+        made = Bank.__new__(Bank)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raise Unsupported: what is loaded would run without its adapters."""
+        raise Unsupported("a model with attached adapters cannot be pickled: detach them first, or save its state dict")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Follow the layer to another device, but not to another dtype: strengths and factors keep their digits."""

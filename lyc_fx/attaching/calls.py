@@ -30,6 +30,8 @@ class LayerCall:
     """From the input as the layer takes it and the program's output to the layer's output"""
     multiplies: bool = True
     """Whether autocast applies to it"""
+    options: Callable[[Any], tuple[Any, ...]] = lambda layer: ()
+    """What code may change on a living layer, and the program has as it was"""
 
 
 def layer_call(module: nn.Module) -> LayerCall | None:
@@ -41,8 +43,18 @@ def layer_call(module: nn.Module) -> LayerCall | None:
         return ROWS
     if forward is nn.Embedding.forward:
         return INDICES
-    if isinstance(module, _ConvNd) and forward in (kind.forward for kind in _CONVOLUTIONS):
+    if isinstance(module, _ConvNd) and torchs_class(module) is not None and "_conv_forward" not in module.__dict__:
         return _IMAGES[module.weight.dim() - 2]
+    return None
+
+
+def torchs_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch whose code a layer runs, which may be a base class; None if it has code of its own."""
+    kind = type(module)
+    for known in (nn.Linear, nn.Embedding, *_CONVOLUTIONS):
+        if kind.forward is known.forward:
+            own = getattr(kind, "_conv_forward", None) is not getattr(known, "_conv_forward", None)
+            return None if own else known
     return None
 
 
@@ -73,6 +85,10 @@ def _image(layer: Any) -> Tensor:
     return torch.zeros(2, layer.in_channels, *sizes, dtype=layer.weight.dtype, device=layer.weight.device)
 
 
+def _convolution(layer: Any) -> tuple[Any, ...]:
+    return layer.stride, layer.padding, layer.dilation, layer.padding_mode
+
+
 def _images(dims: int) -> LayerCall:
     def enter(x: Tensor) -> Tensor:
         if x.dim() not in (dims + 1, dims + 2):
@@ -83,7 +99,7 @@ def _images(dims: int) -> LayerCall:
         return y if x.dim() == dims + 2 else y.squeeze(0)
 
     names = " ".join(["length", "height", "width"][-dims:] if dims < 3 else ["depth", "height", "width"])
-    return LayerCall(_image, f"batch _ {names}", enter, leave)
+    return LayerCall(_image, f"batch _ {names}", enter, leave, options=_convolution)
 
 
 ROWS = LayerCall(_row, "rows _", _to_rows, _from_rows)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Self, final
 
 from lyc_fx.attaching.layer_program import LayerProgram
 from lyc_fx.attaching.units import Units
-from lyc_fx.binding.bound import Binding
+from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.report import Report
 from lyc_fx.graph.places import Filled
 from lyc_fx.model.weight_handles import WeightHandle
@@ -26,8 +26,15 @@ class Chosen:
     substituted: Units = field(default_factory=dict)
     """The modules that run with merged weights"""
 
-    def with_strengths(self, strengths: Sequence[float]) -> Binding:
-        """The binding with other strengths of its sets."""
-        targets = self.binding.targets.items()
-        changed = {n: tuple(replace(b, strength=strengths[b.index]) for b in each) for n, each in targets}
-        return replace(self.binding, targets=changed)
+    def with_strengths(self, strengths: Sequence[float]) -> Self:
+        """The same with other strengths of its sets."""
+
+        def changed(bound: Bound) -> Bound:
+            return replace(bound, strength=strengths[bound.index])
+
+        targets = {name: tuple(map(changed, each)) for name, each in self.binding.targets.items()}
+        prepared = {
+            path: (program, [(term, bound and changed(bound)) for term, bound in filled])
+            for path, (program, filled) in self.prepared.items()
+        }
+        return replace(self, binding=replace(self.binding, targets=targets), prepared=prepared)

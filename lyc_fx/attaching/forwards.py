@@ -23,14 +23,16 @@ def chained(program: LayerProgram) -> Forward:
 
     It is one function for all layers of a program, so that blocks which are alike can share what is compiled.
     """
-    run, call = program.run, program.call
+    run, call, options = program.run, program.call, program.options
     own = [name for name in program.reads if not name.startswith(f"{BANK}.")]
     held = [leaf(name) for name in program.reads if name.startswith(f"{BANK}.")]
     order = [own.index(n) if n in own else len(own) + held.index(leaf(n)) for n in program.reads]
 
-    def forward(self: nn.Module, input: Any, *rest: Any) -> Any:
-        if any(each is not None for each in rest):
-            raise Unsupported(f"{type(self).__name__} with adapters takes one argument")
+    def forward(self: nn.Module, input: Any, *rest: Any, **more: Any) -> Any:
+        if any(each is not None for each in (*rest, *more.values())):
+            raise Unsupported(f"a {type(self).__name__} with attached adapters takes its input alone: use lyc_fx.live")
+        if options and call.options(self) != options:
+            raise Unsupported(f"a {type(self).__name__} has other options than at the last set(): call it again")
         bank = getattr(self, NAME)
         given = [*(getattr(self, name) for name in own), *(getattr(bank, name) for name in held)]
         y = run(call.enter(input), *(given[position] for position in order))
@@ -42,7 +44,9 @@ def chained(program: LayerProgram) -> Forward:
 def as_autocast(y: Tensor) -> Tensor:
     """The dtype that autocast gives to outputs of a matrix product: a chain may end in a float32 factor or bias."""
     kind = y.device.type
-    return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
+    if kind == "meta" or y.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return y
+    return y.to(torch.get_autocast_dtype(kind))
 
 
 def substituted(names: Sequence[str]) -> Forward:
@@ -85,14 +89,14 @@ def place_of(module: nn.Module) -> str:
 
 def install(module: nn.Module, forward: Forward) -> Callable[[], None]:
     """Let an instance run another forward; returns what takes it off again."""
-    place = place_of(module)
-    before = module.__dict__.get(place)
-    setattr(module, place, MethodType(forward, module))
+    ours = MethodType(forward, module)
+    setattr(module, place_of(module), ours)
 
     def remove() -> None:
-        if before is None:
-            delattr(module, place)
-        else:
-            setattr(module, place, before)
+        """Wherever it is now: hooks may have come or gone since."""
+        if module.__dict__.get("_old_forward") is ours:
+            module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
+        if module.__dict__.get("forward") is ours:
+            del module.__dict__["forward"]
 
     return remove

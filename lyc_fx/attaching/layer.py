@@ -75,17 +75,21 @@ class Layer:
         """The merged weights that stand in the place of the module's own, by their names there."""
         return {name: self.bank.read(name) for name in self.merged}
 
-    def fill(self, filled: Sequence[Filled], room: Room) -> None:
-        """Put adapters into the places of the layer's program, and compute what is staged."""
-        assert self.program is not None
-        fill(filled, room.numbers, self.bank.read)
-        self.set_strengths({term: 0.0 if bound is None else bound.strength for term, bound in filled})
+    @property
+    def terms(self) -> list[Term]:
+        """The places of the layer's program; none of a module that runs with merged weights."""
+        return [] if self.program is None else [t for made in self.program.merged.values() for t in made.terms]
 
-    def set_strengths(self, strengths: Mapping[Term, float]) -> None:
-        """Set the strength in each place, and compute what is staged."""
+    def fill(self, filled: Sequence[Filled], room: Room, *, others: bool = True) -> None:
+        """Put adapters into the places of the layer's program, and compute what is staged.
+
+        `others`: more than their strengths may differ from what is there.
+        """
         assert self.program is not None
-        for term, strength in strengths.items():
-            self.bank.read(term.strength).fill_(strength)
+        if others:
+            fill(filled, room.numbers, self.bank.read)
+        for term, bound in filled:
+            self.bank.read(term.strength).fill_(0.0 if bound is None else bound.strength)
         if self.program.staging is not None:
             for name, value in staged_values(self.program.staging, self._read):
                 self.bank.read(name).copy_(value)

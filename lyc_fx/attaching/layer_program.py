@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.adapters.padding import Room
-from lyc_fx.attaching.calls import LayerCall
+from lyc_fx.attaching.calls import LayerCall, torchs_class
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph import pipeline
@@ -44,6 +44,8 @@ class LayerProgram:
     merged: Mapping[str, MergedWeight]
     """The places of the adapters, by parameter"""
     staging: Graph | None
+    options: tuple[Any, ...] = ()
+    """`call.options` of the layer"""
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class LayerProgram:
         weights: Mapping[str, Weight],
         room: Room,
         how: How,
+        options: tuple[Any, ...],
     ) -> Self:
         """From a layer's program without adapters, and the adapters of its parameters."""
         program = pipeline.run(captured, Insert(binding, weights, room))
@@ -65,7 +68,7 @@ class LayerProgram:
         run = GraphModule(nn.Module(), graph).forward
         held = {name: tensor for name, tensor in tensors(program).items() if name.startswith(f"{BANK}.")}
         empty = {name: without_values(tensor) for name, tensor in held.items()}
-        return cls(call, run, reads, empty, places.merged, facts(program).staging)
+        return cls(call, run, reads, empty, places.merged, facts(program).staging, options)
 
 
 @final
@@ -87,7 +90,13 @@ class Insert(PassBase):
 def layer_key(module: nn.Module) -> Hashable:
     """What is equal for layers that one captured program is for."""
     own = tuple((n, tuple(p.shape), p.dtype, p.device) for n, p in module._parameters.items() if p is not None)
-    return type(module), module.extra_repr(), own
+    return type(module), options(module), own
+
+
+def options(module: nn.Module) -> str:
+    """What a layer of torch does besides its parameters, as text: stride, padding, padding mode and so on."""
+    known: Any = torchs_class(module) or nn.Module
+    return str(known.extra_repr(module))
 
 
 def captured_layer(layer: nn.Module, call: LayerCall) -> GraphModule:

@@ -85,5 +85,7 @@ class Programs:
             if alike not in captured:
                 captured[alike] = captured_layer(module, call)
             binding = Binding(numbered(given), Report(()), sequential)
-            self._programs[key] = LayerProgram.of(captured[alike], call, binding, weights, self._room, self._how)
+            self._programs[key] = LayerProgram.of(
+                captured[alike], call, binding, weights, self._room, self._how, call.options(module)
+            )
         return self._programs[key]

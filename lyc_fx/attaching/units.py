@@ -10,6 +10,8 @@ from lyc_fx.model.weight_handles import WeightHandle
 
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Their code reads parameters of submodules without calling them"""
+_HARMLESS = ("is tied to", "several elements at the same place")
+"""Obstacles to overwriting a weight, which is not done here"""
 Units = Mapping[str, Mapping[str, str]]
 """By the path of each module, its adapted parameters: their names in the module, and in the model"""
 
@@ -22,7 +24,9 @@ def units(model: nn.Module, names: Mapping[str, WeightHandle]) -> Units:
         module = model.get_submodule(path)
         if isinstance(module, nn.RNNBase):
             raise Unsupported(f"{name}: a {type(module).__name__} keeps its weights in a list: use lyc_fx.live")
-        if handle.obstacle is not None and "computed" in handle.obstacle:
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            raise Unsupported(f"{name}: a {type(module).__name__} calls all that it holds: use lyc_fx.live")
+        if handle.obstacle is not None and not any(text in handle.obstacle for text in _HARMLESS):
             raise Unsupported(f"{name} {handle.obstacle}: use lyc_fx.merge, or capture the model and splice")
         found[path][name.removeprefix(f"{path}.") if path else name] = name
     return found

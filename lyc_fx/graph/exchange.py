@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lyc_fx.binding.report import Report
@@ -11,7 +11,7 @@ from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
 from lyc_fx.errors import WrongArgument
 from lyc_fx.graph.places import Filled
-from lyc_fx.graph.program import captured, facts, get_tensor, remember
+from lyc_fx.graph.program import captured, facts, get_tensor, remember, uncompiled
 from lyc_fx.graph.staging import restage
 
 
@@ -32,9 +32,12 @@ def exchange(
     may be given as it was spliced with, or fewer; the n-th takes the place of the n-th. Tensors are overwritten in
     place, so that nothing is compiled again. Returns the report, which `lyc_fx.report(program)` returns from then on.
 
-    Raises BadAdapter, before anything is changed, for an adapter without a place; else as `splice`. Raises
-    WrongArgument for a program that was spliced without `rank`, and for more sets than it has places for.
+    Raises BadAdapter for an adapter without a place, and for a staged weight that overflows; else as `splice`. Raises
+    WrongArgument for a program that was spliced without `rank`, and for more sets than it has places for. After an
+    error all is as before.
     """
+    if isinstance(program, nn.Module):
+        program = uncompiled(program)  # type: ignore[assignment]  # `captured` checks it
     places, known = facts(captured(program)).places, facts(program).known
     if places is None or known is None:
         raise WrongArgument("the program has no places for other adapters: lyc_fx.splice(…, rank=N) makes them")
@@ -43,12 +46,20 @@ def exchange(
         raise WrongArgument(f"{len(stack.parts)} adapter sets, and the program was spliced with {len(sets)}")
     binding = known.bind(stack, strict=strict)
     filled = list(places.filled(binding))
-    fill(filled, places.room.numbers, lambda name: get_tensor(program, name))
-    for index, name in enumerate(sets):
-        get_tensor(program, name).fill_(stack.parts[index].strength if index < len(stack.parts) else 0.0)
+    before = {name: get_tensor(program, name).clone() for term, _ in filled for name in term.names}
+    try:
+        fill(filled, places.room.numbers, lambda name: get_tensor(program, name))
+        for index, name in enumerate(sets):
+            get_tensor(program, name).fill_(stack.parts[index].strength if index < len(stack.parts) else 0.0)
+        if facts(program).staging is not None:
+            restage(program)
+    except BaseException:
+        for name, tensor in before.items():
+            get_tensor(program, name).copy_(tensor)
+        if facts(program).staging is not None:
+            restage(program)
+        raise
     remember(program, report=binding.report)
-    if facts(program).staging is not None:
-        restage(program)
     return binding.report
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import torch
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -20,7 +21,7 @@ def run(gm: GraphModule, *passes: PassBase, check: bool = False) -> GraphModule:
     With `check`, the program is also run on random inputs, before and after each pass (`lyc_fx.graph.validation`).
     Raises InvalidGraph, naming the pass that broke the program, and WrongArgument for anything but a captured program.
     """
-    with without_autocast():
+    with without_autocast(), torch.inference_mode(False):  # later changes in place must be possible
         return _run(captured(gm), passes, check)
 
 

@@ -69,6 +69,13 @@ class Plan:
             raise WrongArgument(f"{form} is no form: use {', '.join(get_args(Form))}")
         return replace(self, layers=tuple(replace(p, form=form) if p.site in names else p for p in self.layers))
 
+    def refuse_unknown(self, gm: GraphModule) -> None:
+        """Raise WrongArgument if the plan is for layers that a program does not have."""
+        known = {site.node.name for site in sites(gm.graph)}
+        unknown = [name for name in self._names() if name not in known]
+        if unknown:
+            raise WrongArgument(f"the plan is for another program: this one has no layer {', '.join(unknown[:5])}")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as json."""
         Path(path).write_text(json.dumps([asdict(each) for each in self.layers], indent=1) + "\n", encoding="utf-8")

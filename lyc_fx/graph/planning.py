@@ -44,6 +44,8 @@ def plan(
     Pass the result to `lyc_fx.lower`, then `lyc_fx.stage`. Print it for a table. Raises WrongArgument for an unknown
     size.
     """
+    if memory is not None and memory < 0:
+        raise WrongArgument(f"memory is {memory} bytes: it must be 0 or more")
     with without_autocast():
         at = _sizes(captured(program), sizes or {})
         lowering = Lowering(program, always=True)
@@ -54,6 +56,9 @@ def plan(
 
 def _sizes(gm: GraphModule, given: Mapping[str, int]) -> dict[sympy.Symbol, int]:
     names, found = symbol_names(gm), dict[sympy.Symbol, int]()
+    for name, size in given.items():
+        if size < 1:
+            raise WrongArgument(f"the size {name} is {size}: it must be 1 or more")
     unknown = sorted(set(given) - set(names.values()))
     if unknown:
         raise WrongArgument(f"there is no dynamic size {unknown[0]}: there are {', '.join(names.values()) or 'none'}")

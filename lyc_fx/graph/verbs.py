@@ -86,6 +86,7 @@ def lower(
         raise WrongArgument(f"a plan is a lyc_fx.Plan, not {type(plan).__name__}")
     wanted = further(passes)
     chosen = plan or Plan.default(captured(adapted))
+    chosen.refuse_unknown(adapted)
     own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize()
     lowered = pipeline.run(adapted, *own, *wanted, check=check)
     remember(lowered, rebuilt=frozenset(each.weight for each in chosen.layers if each.form == "rebuilt"))

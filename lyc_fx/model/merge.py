@@ -15,7 +15,7 @@ from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.binding.twins import twins
 from lyc_fx.choices import Convention
 from lyc_fx.errors import Unsupported
-from lyc_fx.graph.program import module_aliases
+from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
 from lyc_fx.model.weight_handles import WeightHandle, find_weights
@@ -58,7 +58,9 @@ def merge(
     cannot be inverted. Warns with NothingChanged if every weight is as before.
     """
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
-    found, binding = bind_model(as_module(model), stack, strict=strict)
+    module = as_module(model)
+    refuse_attached(module)
+    found, binding = bind_model(module, stack, strict=strict)
     notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:
         with threaded_scheduler() as scheduler:
@@ -77,6 +79,12 @@ def merge(
     report = binding.finished(effects, notes)
     report.warn()
     return report
+
+
+def refuse_attached(model: nn.Module) -> None:
+    """Raise Unsupported for a model with attached adapters: what was computed from its weights would not follow."""
+    if any(name.rpartition(".")[2] == BANK for name, _ in model.named_modules()):
+        raise Unsupported("the model has adapters attached (lyc_fx.attach): detach() them before its weights change")
 
 
 def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[str, WeightHandle], Binding]:

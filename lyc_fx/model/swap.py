@@ -16,7 +16,7 @@ from lyc_fx.choices import Convention
 from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import Scheduler, threaded_scheduler
 from lyc_fx.merging.effect import Effect
-from lyc_fx.model.merge import bind_model
+from lyc_fx.model.merge import bind_model, refuse_attached
 from lyc_fx.model.stores import Store, make_store
 from lyc_fx.model.undo import overwrite, save_for_undo
 from lyc_fx.model.weight_handles import WeightHandle
@@ -80,6 +80,7 @@ class Live:
         stack = stacked(
             adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component
         )
+        refuse_attached(self._model)
         found, binding = bind_model(self._model, stack, strict=strict)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}
         self._refuse(wanted)
