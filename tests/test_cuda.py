@@ -103,6 +103,29 @@ def test_compiled(family: type) -> None:
             torch.testing.assert_close(compiled(x), spliced(x), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("case", CASES, ids=variant_id)
+def test_unmerged(case: Case) -> None:
+    """Staged, exchanged and attached, chained and resident, against a merged model."""
+    model, x = case.net().to(GPU), case.x().to(GPU)
+    program = lyc_fx.capture(model, (x,), dynamic_shapes={"x": case.dims})
+    for variant, _ in pairs([case]):
+        first, second = (one(certain(variant, case.logical, seed=seed)) for seed in (0, 1))
+        merged = copy.deepcopy(model)
+        lyc_fx.merge(merged, second, STRENGTH)
+        exchanged = lyc_fx.stage(lyc_fx.lower(lyc_fx.splice(program, first, 0.3, rank=3)))
+        lyc_fx.exchange(exchanged, second, STRENGTH)
+        found = [exchanged(x)]
+        if not case.transposed:  # a class of the tests, which the model's modules do not show to store `(in, out)`
+            for resident in (False, True):
+                with lyc_fx.attach(model, first, 0.3, rank=3, resident=resident) as attached:
+                    attached.set(second, 0.1)
+                    attached.set_strengths(STRENGTH)
+                    found.append(model(x))
+        for y in found:
+            assert y.device == x.device
+            torch.testing.assert_close(y, merged(x), rtol=1e-8, atol=1e-8)
+
+
 def test_live_swaps_and_restores() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(24, 40) for name in "ab"}).to(GPU, torch.bfloat16)
