@@ -145,6 +145,11 @@ def test_a_plan_is_printed_edited_saved_and_loaded(tmp_path: Path) -> None:
         lyc_fx.Plan.load(tmp_path / "missing.json")
 
 
+def test_a_program_without_adapters_has_an_empty_plan() -> None:
+    plan = lyc_fx.plan(captured(LINEAR, torch.float32), machine=NO_LAUNCH)
+    assert plan.layers == () and str(plan) == "no adapted layers"
+
+
 def test_this_machine_is_measured() -> None:
     machine = measured(torch.device("cpu"), torch.float32)
     assert machine is measured(torch.device("cpu"), torch.float32)

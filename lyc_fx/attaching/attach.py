@@ -125,11 +125,14 @@ class Attached:
 
         Nothing is bound or checked anew, so that this suits a schedule over steps. Block weights stay.
 
-        Raises WrongArgument for another number of strengths, and BadAdapter for one that is not finite.
+        Raises WrongArgument for another number of strengths, and for what is no number; BadAdapter for one that is not
+        finite. Then all is as before.
         """
         chosen = self._chosen
         if len(strengths) != chosen.sets:
             raise WrongArgument(f"{len(strengths)} strengths for {chosen.sets} adapter sets")
+        if not all(isinstance(each, (int, float)) for each in strengths):
+            raise WrongArgument(f"the strengths {', '.join(map(repr, strengths))} are not all numbers")
         if not all(map(isfinite, strengths)):
             raise BadAdapter(f"the strengths {', '.join(map(str, strengths))} are not all finite")
         if not all(self._layers[path].is_at_home for path in chosen.prepared):

@@ -96,7 +96,7 @@ class Plan:
         return self
 
     def __str__(self) -> str:
-        return "\n".join(table([dict(_cells(each)) for each in self.layers]))
+        return "\n".join(table([dict(_cells(each)) for each in self.layers])) or "no adapted layers"
 
     def _names(self) -> Collection[str]:
         return [each.site for each in self.layers]

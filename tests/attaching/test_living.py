@@ -114,6 +114,8 @@ def test_strengths_alone() -> None:
         same(model(X), merged(copy.deepcopy(plain), choice, blocks)(X) if any(strengths) else plain(X))  # type: ignore[arg-type]
     with pytest.raises(lyc_fx.WrongArgument, match="2 strengths for 3 adapter sets"):
         attached.set_strengths(0.1, 0.2)
+    with pytest.raises(lyc_fx.WrongArgument, match="'x' are not all numbers"):
+        attached.set_strengths(0.1, 0.2, "x")  # type: ignore[arg-type]
     with pytest.raises(lyc_fx.BadAdapter, match=r"nan.* are not all finite"):
         attached.set_strengths(0.1, float("nan"), 0.2)
     attached.detach()
