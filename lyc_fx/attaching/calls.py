@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 
 from lyc_fx.base.conv1d import is_conv1d
 from lyc_fx.errors import Unsupported
-
-Run = Callable[..., Tensor]
+from lyc_fx.graph.program import BANK
 
 
 @final
@@ -37,7 +36,7 @@ class LayerCall:
 def layer_call(module: nn.Module) -> LayerCall | None:
     """How a layer is called, if it is of a kind that has chains, and runs the code of torch's class."""
     forward = type(module).forward
-    if parametrize.is_parametrized(module) or module._modules.keys() - {"lyc_fx"}:
+    if parametrize.is_parametrized(module) or module._modules.keys() - {BANK}:
         return None
     if forward is nn.Linear.forward or is_conv1d(type(module)):
         return ROWS

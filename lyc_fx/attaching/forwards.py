@@ -1,28 +1,25 @@
 """The forwards of adapted layers, and how they come into a module's place for them."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from types import MethodType
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lyc_fx.attaching.bank import NAME, leaf
-from lyc_fx.attaching.layer_program import LayerProgram
 from lyc_fx.errors import Unsupported
 from lyc_fx.graph.program import BANK
+
+if TYPE_CHECKING:
+    from lyc_fx.attaching.layer_program import LayerProgram
 
 Forward = Callable[..., Any]
 
 
-@cache
-def chained(program: LayerProgram) -> Forward:
-    """The forward of layers that run a program on their own parameters and their bank's tensors.
-
-    It is one function for all layers of a program, so that blocks which are alike can share what is compiled.
-    """
+def chained(program: "LayerProgram") -> Forward:
+    """The forward of layers that run a program on their own parameters and their bank's tensors."""
     run, call, options = program.run, program.call, program.options
     own = [name for name in program.reads if not name.startswith(f"{BANK}.")]
     held = [leaf(name) for name in program.reads if name.startswith(f"{BANK}.")]

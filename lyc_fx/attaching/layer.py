@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import NAME, Bank
-from lyc_fx.attaching.forwards import Forward, Shell, chained, install, substituted
+from lyc_fx.attaching.forwards import Forward, Shell, install, substituted
 from lyc_fx.attaching.layer_program import LayerProgram, layer_key
 from lyc_fx.binding.bound import Bound
 from lyc_fx.graph.exchange import fill
 from lyc_fx.graph.merged_weight import Term
 from lyc_fx.graph.places import Filled
-from lyc_fx.graph.program import BANK
+from lyc_fx.graph.program import BANK, without_autocast
 from lyc_fx.graph.staging import staged_values
 
 Given = Mapping[str, Sequence[Bound]]
@@ -44,7 +44,7 @@ class Layer:
         """Let a module run a program, with a bank that has no values yet."""
         device = next(module.parameters()).device
         held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
-        layer = cls._of(module, Bank(held, saved=saved), program, chained(program))
+        layer = cls._of(module, Bank(held, saved=saved), program, program.forward)
         return replace(layer, key=layer_key(module))
 
     @classmethod
@@ -91,8 +91,9 @@ class Layer:
         for term, bound in filled:
             self.bank.read(term.strength).fill_(0.0 if bound is None else bound.strength)
         if self.program.staging is not None:
-            for name, value in staged_values(self.program.staging, self._read):
-                self.bank.read(name).copy_(value)
+            with without_autocast():
+                for name, value in staged_values(self.program.staging, self._read):
+                    self.bank.read(name).copy_(value)
 
     def _read(self, name: str) -> Tensor:
         found = self.bank.read(name) if name.startswith(f"{BANK}.") else getattr(self.module, name)

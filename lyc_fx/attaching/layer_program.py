@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from typing import Any, Literal, Self, final
 
@@ -14,6 +15,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.calls import LayerCall, torchs_class
+from lyc_fx.attaching.forwards import Forward, chained
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph import pipeline
@@ -46,6 +48,11 @@ class LayerProgram:
     staging: Graph | None
     options: tuple[Any, ...] = ()
     """`call.options` of the layer"""
+
+    @cached_property
+    def forward(self) -> Forward:
+        """One function for all layers of the program, so that blocks which are alike can share what is compiled."""
+        return chained(self)
 
     @classmethod
     def of(

@@ -37,8 +37,8 @@ def adapted_roots(gm: GraphModule) -> list[Node]:
     return [n for n in gm.graph.nodes if n in constant and _leaves_formula(n, constant) and any(map(in_bank, cone(n)))]
 
 
-def cone(*roots: Node) -> list[Node]:
-    """All that nodes are computed from, themselves included, inputs before users."""
+def cone(*roots: Node, within: Callable[[Node], bool] = lambda node: True) -> list[Node]:
+    """All that nodes are computed from, themselves included, inputs before users; as far as they are `within`."""
     order: dict[Node, None] = {}
     pending = [(root, False) for root in reversed(roots)]
     while pending:
@@ -47,7 +47,7 @@ def cone(*roots: Node) -> list[Node]:
             order[node] = None
         elif node not in order:
             pending.append((node, True))
-            pending += [(source, False) for source in node.all_input_nodes]
+            pending += [(source, False) for source in node.all_input_nodes if within(source)]
     return list(order)
 
 
@@ -62,18 +62,17 @@ def evaluated(read: Callable[[str], Tensor], roots: Iterable[Node]) -> Iterator[
     They are computed by the operators that the graph holds; casts that splice has inserted round to the nearest. A
     value is released after its last use. Raises InvalidGraph for tensors without values.
     """
-    wanted = list(roots)
+    wanted = dict.fromkeys(roots)
     order = cone(*wanted)
     last = {source: node for node in order for source in node.all_input_nodes}
     values: dict[Node, Any] = {}
-    with torch.no_grad():
-        for node in order:
-            values[node] = _stored(read, node) if node.op == "get_attr" else _called(node, values)
-            if node in wanted:
-                yield node, values[node]
-            for source in {*node.all_input_nodes, node}:
-                if last.get(source, node) is node:
-                    del values[source]
+    for node in order:
+        values[node] = _stored(read, node) if node.op == "get_attr" else _called(node, values)
+        if node in wanted:
+            yield node, values[node]
+        for source in {*node.all_input_nodes, node}:
+            if last.get(source, node) is node:
+                del values[source]
 
 
 def _stored(read: Callable[[str], Tensor], node: Node) -> Tensor:
@@ -84,6 +83,7 @@ def _stored(read: Callable[[str], Tensor], node: Node) -> Tensor:
     return tensor
 
 
+@torch.no_grad()  # here, because a generator would leave it to whoever reads it, and past an error
 def _called(node: Node, values: dict[Node, Any]) -> Any:
     arguments, keywords = map_arg((node.args, node.kwargs), lambda n: values[n])
     rounds = node.target is torch.ops.aten.to.dtype and node.meta.get(EMITTED)

@@ -112,16 +112,7 @@ def tensors_of(merged: Node, made: MergedWeight) -> dict[str, Node]:
 
 def formula_nodes(merged: Node) -> list[Node]:
     """All nodes that splice has inserted for it, each after its inputs."""
-    found: dict[Node, None] = {}
-    pending = [(merged, False)]
-    while pending:
-        node, ready = pending.pop()
-        if ready:
-            found[node] = None
-        elif node not in found:
-            pending.append((node, True))
-            pending += [(source, False) for source in node.all_input_nodes if source.meta.get(EMITTED)]
-    return list(found)
+    return cone(merged, within=lambda node: bool(node.meta.get(EMITTED)))
 
 
 def _is_no_op(node: Node) -> bool:

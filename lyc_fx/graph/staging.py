@@ -31,15 +31,14 @@ def staging_graph(roots: Mapping[str, Node]) -> Graph:
 def staged_values(graph: Graph, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield the staged values by the names of their buffers; `read` finds a stored tensor by its name.
 
-    Raises BadAdapter for a merged weight that overflows.
+    To be read without autocast. Raises BadAdapter for a merged weight that overflows.
     """
     results: Any = graph.output_node().args[0]
     names = {node: name for name, node in results.items()}
-    with without_autocast():
-        for node, value in evaluated(read, names):
-            if MERGED in node.meta:
-                _refuse_overflow(node, value, read)
-            yield names[node], value
+    for node, value in evaluated(read, names):
+        if MERGED in node.meta:
+            _refuse_overflow(node, value, read)
+        yield names[node], value
 
 
 def _refuse_overflow(merged: Node, value: Tensor, read: Callable[[str], Tensor]) -> None:
@@ -66,8 +65,9 @@ def restage(program: GraphModule) -> None:
     graph = facts(captured(program)).staging
     if graph is None:
         raise WrongArgument("the program has no staged values: lyc_fx.stage makes one that has")
-    for name, value in staged_values(graph, partial(get_tensor, program)):
-        get_tensor(program, name).copy_(value)
+    with without_autocast():
+        for name, value in staged_values(graph, partial(get_tensor, program)):
+            get_tensor(program, name).copy_(value)
 
 
 def _finite(tensor: Tensor) -> bool:

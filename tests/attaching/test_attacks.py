@@ -144,6 +144,7 @@ def test_a_failure_halfway_leaves_all_as_it_was(resident: bool) -> None:
             attempt()
         assert torch.equal(model(X.half()), before)
         assert [name for name, _ in model.named_modules()] == names
+    assert torch.is_grad_enabled()
     attached.set_strengths(0.2)
     assert not torch.equal(model(X.half()), before)
 
