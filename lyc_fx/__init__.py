@@ -40,21 +40,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan",
-    "Report", "Unsupported", "WrongArgument", "attach", "capture", "compile", "convert", "coverage", "evaluate",
-    "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan", "register",
-    "report", "restage", "show", "splice", "stage", "stand_in",
+    "Report", "Served", "Unsupported", "WrongArgument", "attach", "capture", "compile", "convert", "coverage",
+    "evaluate", "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan",
+    "register", "report", "restage", "serve", "show", "splice", "stage", "stand_in",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters.adapter_set", "Attached": "attaching.attach", "BadAdapter": "errors", "BadFile": "errors",
     "CaptureError": "errors", "InvalidGraph": "errors", "Live": "model.swap", "LycFxError": "errors",
-    "Plan": "graph.plan", "Report": "binding.report", "Unsupported": "errors", "WrongArgument": "errors",
-    "attach": "attaching.attach", "capture": "graph.capture", "compile": "compiling", "convert": "conversion",
-    "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
+    "Plan": "graph.plan", "Report": "binding.report", "Served": "attaching.serve", "Unsupported": "errors",
+    "WrongArgument": "errors", "attach": "attaching.attach", "capture": "graph.capture", "compile": "compiling",
+    "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
     "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
     "plan": "graph.planning", "register": "registering", "report": "graph.verbs", "restage": "graph.staging",
-    "show": "graph.show", "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in",
+    "serve": "attaching.serve", "show": "graph.show", "splice": "graph.verbs", "stage": "graph.verbs",
+    "stand_in": "graph.stand_in",
 }  # fmt: skip
 
 if _beside := import_passes_beside():

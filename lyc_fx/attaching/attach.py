@@ -1,7 +1,6 @@
 """Attaching adapters to a living model: beside its layers, in eager and compiled code alike."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from types import TracebackType
@@ -16,7 +15,7 @@ from lyc_fx.attaching.chosen import Chosen
 from lyc_fx.attaching.layer import Layer
 from lyc_fx.attaching.layer_program import How, LayerProgram
 from lyc_fx.attaching.programs import Programs
-from lyc_fx.attaching.units import units
+from lyc_fx.attaching.units import named, units
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
@@ -174,7 +173,7 @@ class Attached:
         if layer is None or layer.program is not program:
             if layer is not None:
                 layer.detach()
-            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved)
+            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved).installed()
             self._layers[path] = layer
         return layer
 
@@ -202,7 +201,7 @@ class Attached:
         if layer is not None:
             layer.detach()
         module = self._model.get_submodule(path)
-        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()})
+        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()}).installed()
 
     def _clear(self, path: str) -> None:
         """Let a module run as without adapters, and keep its program where strength 0 does that."""
@@ -233,12 +232,3 @@ def ties(targets: Mapping[str, WeightHandle]) -> Iterator[str]:
     for name, handle in targets.items():
         if handle.obstacle is not None and handle.obstacle.startswith("is tied"):
             yield f"{name} {handle.obstacle}: its adapters act where {name.rpartition('.')[0]} itself is called"
-
-
-@contextmanager
-def named(path: str) -> Iterator[None]:
-    """Put the path of a module before the name of its parameter in a BadAdapter."""
-    try:
-        yield
-    except BadAdapter as error:
-        raise BadAdapter(f"{path}.{error}" if path else str(error)) from error

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.batched import chained_each
 from lyc_fx.attaching.calls import LayerCall, torchs_class
 from lyc_fx.attaching.forwards import Forward, chained
 from lyc_fx.binding.bound import Binding
@@ -23,6 +24,7 @@ from lyc_fx.graph.capture import capture
 from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.places import Places
+from lyc_fx.graph.plan import Plan
 from lyc_fx.graph.program import BANK, facts, remember, tensors
 from lyc_fx.graph.targets import targets
 from lyc_fx.graph.verbs import lower, stage
@@ -54,6 +56,11 @@ class LayerProgram:
         """One function for all layers of the program, so that blocks which are alike can share what is compiled."""
         return chained(self)
 
+    @cached_property
+    def forward_of_each(self) -> Forward:
+        """The same where each sample of a batch has factors of its own."""
+        return chained_each(self)
+
     @classmethod
     def of(
         cls,
@@ -67,7 +74,8 @@ class LayerProgram:
     ) -> Self:
         """From a layer's program without adapters, and the adapters of its parameters."""
         program = pipeline.run(captured, Insert(binding, weights, room))
-        program = program if how == "resident" else lower(program)
+        if how != "resident":
+            program = lower(program, Plan.default(program) if binding.exclusive else None)
         program = program if how == "trainable" else stage(program)
         places = facts(program).places
         assert places is not None

@@ -46,18 +46,18 @@ class Programs:
                 place_of(module)
             if (call := layer_call(module)) is None:
                 continue
-            given = self._given(names, binding)
+            given = self.given(names, binding)
             program = layer.program if layer is not None and layer.is_at_home else None
             filled = program and places(program, given, self._room, sequential=binding.sequential)
             if program is None or filled is None:
                 weights = {own: targets[name].weight for own, name in names.items()}
-                program = self._program(module, call, given, weights, captured, sequential=binding.sequential)
+                program = self.program(module, call, given, weights, captured, sequential=binding.sequential)
                 filled = places(program, given, self._room, sequential=binding.sequential)
                 assert filled is not None
             found[path] = program, filled
         return found
 
-    def _given(self, names: Mapping[str, str], binding: Binding) -> Given:
+    def given(self, names: Mapping[str, str], binding: Binding) -> Given:
         """The adapters of one module by its parameters."""
         given: dict[str, list[Bound]] = {}
         for own, name in names.items():
@@ -69,7 +69,7 @@ class Programs:
                 given.setdefault(own, []).append(replace(bound, adapter=adapter))
         return given
 
-    def _program(
+    def program(
         self,
         module: nn.Module,
         call: LayerCall,
@@ -77,14 +77,21 @@ class Programs:
         weights: Mapping[str, Weight],
         captured: dict[Hashable, GraphModule],
         *,
-        sequential: bool,
+        sequential: bool = False,
+        exclusive: bool = False,
     ) -> LayerProgram:
+        """The program of a layer with such adapters. `captured`: what layers that are alike are without adapters."""
         alike = layer_key(module)
-        key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
+        key = (
+            alike,
+            sequential,
+            exclusive,
+            tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items()),
+        )
         if key not in self._programs:
             if alike not in captured:
                 captured[alike] = captured_layer(module, call)
-            binding = Binding(numbered(given), Report(()), sequential)
+            binding = Binding(numbered(given), Report(()), sequential, exclusive=exclusive)
             self._programs[key] = LayerProgram.of(
                 captured[alike], call, binding, weights, self._room, self._how, call.options(module)
             )

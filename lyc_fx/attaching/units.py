@@ -1,14 +1,15 @@
 """Which modules get another forward for the adapters of which parameters."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 
-from lyc_fx.errors import Unsupported
+from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.model.weight_handles import WeightHandle
 
-_WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Their code reads parameters of submodules without calling them"""
 _HARMLESS = ("is tied to", "several elements at the same place")
 """Obstacles to overwriting a weight, which is not done here"""
@@ -37,6 +38,15 @@ def _owner(model: nn.Module, name: str) -> str:
     parts = path.split(".") if path else []
     for end in range(len(parts) + 1):
         above = ".".join(parts[:end])
-        if isinstance(model.get_submodule(above), _WHOLE):
+        if isinstance(model.get_submodule(above), WHOLE):
             return above
     return path
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Put the path of a module before the name of its parameter in a BadAdapter."""
+    try:
+        yield
+    except BadAdapter as error:
+        raise BadAdapter(f"{path}.{error}" if path else str(error)) from error

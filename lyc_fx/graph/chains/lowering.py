@@ -87,6 +87,7 @@ class Lowering:
             reading.base.meta["val"].dtype,
             made.transposed,
             made.sequential,
+            made.exclusive,
             reading.turned,
             reading.casts,
         )

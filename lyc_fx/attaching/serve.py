@@ -1,0 +1,152 @@
+"""Serving several adapters in one batch of a living model: each sample has its own, or none."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+from torch import nn
+
+from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.bank import Bank
+from lyc_fx.attaching.batched import Picks
+from lyc_fx.attaching.rows import Row, Rows
+from lyc_fx.attaching.units import units
+from lyc_fx.binding.report import Report
+from lyc_fx.binding.stack import Adapters, stacked
+from lyc_fx.choices import Convention
+from lyc_fx.errors import Unsupported, WrongArgument
+from lyc_fx.model.merge import bind_model
+from lyc_fx.model.whole import Pipeline, as_module
+
+
+def serve(
+    model: nn.Module | Pipeline,
+    adapters: Mapping[str, Adapters],
+    strength: float = 1.0,
+    *,
+    rank: int | None = None,
+    most: int | None = None,
+    strict: bool = True,
+    convention: Convention = "interpolate",
+    component: str | Sequence[str] | None = None,
+) -> "Served":
+    """Let each sample of a batch run with one of several adapters, or with none, by one call of the model.
+
+    `adapters` maps a name of yours to what `attach` takes: a file, what `load` returned, or a list of (adapters,
+    strength) pairs. Their algorithms and ranks may differ. `choose` says which of them each sample uses:
+
+        served = lyc_fx.serve(model, {"ink": "ink.safetensors", "oil": "oil.safetensors"}, rank=32)
+        served.choose(["oil", None, "ink", "oil"])
+        y = model(x)  # of four samples
+
+    The first dimension of every layer's input must be that of the samples. Layers run as in `attach`, with the factors
+    stacked: products with the model's own weights are those of the whole batch, and the adapters' are batched products.
+    An algorithm that only some of the adapters have costs its chain for all samples.
+
+    `most`: how many sets there may be at once (`Served.put`), all of which have their memory from the start; None: as
+    many as are given. `rank`, `strict`, `convention` and `component` are as in `attach`.
+
+    Raises as `attach`; Unsupported too for `MultiheadAttention`, and for adapters that act at strength 0.
+    """
+    most = max(len(adapters), 1) if most is None else most
+    if isinstance(most, bool) or not isinstance(most, int) or most < max(len(adapters), 1):
+        raise WrongArgument(f"most={most!r}: it must be a number, {max(len(adapters), 1)} or more")
+    served = Served(as_module(model), Room(rank), most)
+    row = partial(served._row, strength=strength, strict=strict, convention=convention, component=component)
+    served._put({name: row(given) for name, given in adapters.items()})
+    return served
+
+
+@final
+class Served:
+    """Adapters for the samples of a batch. As a context manager, it takes them off at the end."""
+
+    def __init__(self, model: nn.Module, room: Room, most: int) -> None:
+        if any(isinstance(module, Bank) for module in model.modules()):
+            raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
+        self._model, self._most = model, most
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._picks = Picks(most + 1, device)  # the first row is for samples without adapters
+        self._rows = Rows(model, room, self._picks)
+        self._sets: dict[str, Row] = {}
+        self._positions: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._positions) or "nothing"
+        return f"<Served {type(self._model).__name__}: {names}, of at most {self._most}>"
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        """What was bound where, by the name of each set."""
+        return {name: row.binding.report for name, row in self._sets.items()}
+
+    def choose(self, names: Iterable[str | None]) -> None:
+        """Let the n-th sample use the set of the n-th name, or none. Raises WrongArgument for an unknown name."""
+        names = list(names)
+        unknown = [name for name in names if name is not None and name not in self._positions]
+        if unknown or not names:
+            raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no samples")
+        self._picks.choose([0 if name is None else self._positions[name] for name in names])
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def put(
+        self,
+        name: str,
+        adapters: Adapters,
+        strength: float = 1.0,
+        *,
+        strict: bool = True,
+        convention: Convention = "interpolate",
+        component: str | Sequence[str] | None = None,
+    ) -> Report:
+        """Add a set, or another in the place of one of that name.
+
+        Where layers have room for its form (algorithm, variant and rank), nothing is compiled again. Raises
+        WrongArgument where there is no place for one more; else as `serve`. Then all is as before.
+        """
+        row = self._row(adapters, strength=strength, strict=strict, convention=convention, component=component)
+        self._put({name: row})
+        return row.binding.report
+
+    def remove(self, name: str) -> None:
+        """Free the place of a set. Raises WrongArgument for an unknown name, and for one that samples use."""
+        if name not in self._positions:
+            raise WrongArgument(f"{name!r} is no set here: there are {self!r}")
+        if self._positions[name] in self._picks.of_samples.tolist():
+            raise WrongArgument(f"{name!r} is chosen for a sample: choose() others first")
+        del self._positions[name], self._sets[name]
+
+    def detach(self) -> None:
+        """Take all adapters off: every module runs as before `serve`."""
+        self._rows.detach()
+        self._sets.clear()
+        self._positions.clear()
+
+    def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> Row:
+        stack = stacked(adapters, strength, **options)
+        found, binding = bind_model(self._model, stack, strict=strict)
+        targets = {name: found[name] for name in binding.targets}
+        return Row(binding, targets, units(self._model, targets))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _put(self, rows: Mapping[str, Row]) -> None:
+        free = (n for n in range(1, self._most + 1) if n not in self._positions.values())
+        try:
+            positions = {name: self._positions.get(name) or next(free) for name in rows}
+        except StopIteration:
+            raise WrongArgument(f"no place for one more set: {self!r}; remove() one, or serve with most=") from None
+        changed = {**self._sets, **rows}
+        self._rows.put({(self._positions | positions)[name]: row for name, row in changed.items()}, positions.values())
+        self._sets, self._positions = changed, self._positions | positions
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()

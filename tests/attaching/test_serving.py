@@ -1,0 +1,143 @@
+"""Several adapters in one batch: each sample as if it ran alone with its own."""
+
+import copy
+from collections.abc import Mapping
+
+import pytest
+import torch
+from living import adapters, merged, net, same
+from nets import CASES, VARIANTS, Case, one, random_for
+from torch import Tensor, nn
+
+import lyc_fx
+from lyc_fx.adapters.adapter_set import AdapterSet, Entry
+
+PICKS = ("a", None, "c", "b", "a")
+Choices = Mapping[str, list[tuple[AdapterSet, float]]]
+X = torch.randn(5, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def alone(plain: nn.Module, choices: Choices, x: Tensor, picks: tuple[str | None, ...] = PICKS) -> Tensor:
+    """Each sample by a merged copy of its own."""
+    models = {name: merged(copy.deepcopy(plain), choice) for name, choice in choices.items()}
+    return torch.cat([(plain if n is None else models[n])(x[i : i + 1]) for i, n in enumerate(picks)])
+
+
+def mixed(model: nn.Module) -> Choices:
+    return {
+        "a": [(adapters(model, "0", "2", rank=2), 0.7)],
+        "b": [(adapters(model, "2", family="lokr", seed=1), -0.4)],
+        "c": [(adapters(model, "0", "2", family="diag-oft", rank=3, seed=2), 1.3)],
+    }
+
+
+def test_mixed_algorithms_equal_each_sample_alone() -> None:
+    model, plain = net(), net()
+    choices = mixed(model)
+    served = lyc_fx.serve(model, choices, rank=4)
+    served.choose(PICKS)
+    same(model(X), alone(plain, choices, X))
+    assert {name: len(report.applied) for name, report in served.reports.items()} == {"a": 2, "b": 1, "c": 2}
+    served.choose([None] * 2)
+    torch.testing.assert_close(model(X[:2]), plain(X[:2]), rtol=1e-14, atol=1e-14)
+    served.detach()
+    assert torch.equal(model(X), plain(X)) and [name for name, _ in model.named_buffers()] == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_family_on_every_layer(case: Case) -> None:
+    """Two of a family, and one of another that the rest of the batch has, so that none can rely on being alone."""
+    if case.name == "addmm":
+        pytest.skip("a class of the tests; transformers' own is among those of attach")
+    model = nn.Sequential(case.build()).double()
+    shape = tuple(model[0].weight.shape)  # type: ignore[union-attr, arg-type]
+    plain, fired, norm = copy.deepcopy(model), 0, "norm" in case.name
+    beside = next(v for v in VARIANTS if v[0].name == ("norm" if norm else "locon"))
+    x = torch.randn(5, *case.input[1:], dtype=torch.float64)
+    for variant in VARIANTS:
+        found = [random_for(variant, shape, dtype=torch.float64, seed=seed) for seed in range(2)]
+        other = random_for(beside, shape, rank=1, dtype=torch.float64, seed=9)
+        if found[0] is None or found[1] is None or other is None:
+            continue
+        if case.name not in ("linear", "conv2d-grouped-dilated") and len(variant[1]) > 2:
+            continue
+        fired += 1
+        choices = {"a": [(one(found[0], "0"), 0.6)], "b": [(one(found[1], "0"), -0.5)], "c": [(one(other, "0"), 0.8)]}
+        with lyc_fx.serve(model, choices) as served:
+            served.choose(PICKS)
+            torch.testing.assert_close(model(x), alone(plain, choices, x), rtol=1e-9, atol=1e-9)
+    assert fired >= (1 if norm else 3)
+
+
+def test_the_base_runs_once_for_the_whole_batch() -> None:
+    """However many algorithms there are; no weight of a layer's size is made for each sample."""
+    model, sizes = net().float(), []
+    served = lyc_fx.serve(model, mixed(model))
+    served.choose(PICKS)
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                sizes.append(tuple(args[-1].shape))
+            return result
+
+    with Products(), torch.no_grad():
+        model(X.float())
+    assert sizes == [(6, 15), (15, 6)]
+
+
+def test_compiled_nothing_is_compiled_again() -> None:
+    model, plain = net(), net()
+    choices = mixed(model)
+    served = lyc_fx.serve(model, choices, rank=4, most=4)
+    served.choose(PICKS)
+    fast = torch.compile(model, fullgraph=True)
+    same(fast(X), alone(plain, choices, X))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        served.choose((None, "c", "c", "a", "b"))
+        same(fast(X), alone(plain, choices, X, (None, "c", "c", "a", "b")))
+        for seed in (7, 8):  # into the free place, and into its own
+            other = {**choices, "d": [(adapters(model, "0", rank=4 - seed % 2, seed=seed), 0.3)]}
+            served.put("d", other["d"])
+            served.choose(("d", "a", None, "b", "d"))
+            same(fast(X), alone(plain, other, X, ("d", "a", None, "b", "d")))
+
+
+def test_another_form_gets_another_place() -> None:
+    model, plain = net(), net()
+    choices = {**mixed(model), "d": [(adapters(model, "0", family="loha", seed=5), 0.9)]}
+    served = lyc_fx.serve(model, {"a": choices["a"]}, most=4)
+    for name in ("b", "c", "d"):
+        served.put(name, choices[name])
+    served.choose(("d", "c", "b", "a", None))
+    same(model(X), alone(plain, choices, X, ("d", "c", "b", "a", None)))
+    with pytest.raises(lyc_fx.WrongArgument, match=r"no place for one more set: .*a, b, c, d, of at most 4"):
+        served.put("e", choices["a"])
+    served.choose([None] * 5)
+    served.remove("b")
+    served.put("e", choices["a"])
+    served.choose(("e", "c", "e", "a", None))
+    same(model(X), alone(plain, {**choices, "e": choices["a"]}, X, ("e", "c", "e", "a", None)))
+
+
+def test_mistakes_are_said_and_change_nothing() -> None:
+    model, plain = net(), net()
+    choices = mixed(model)
+    served = lyc_fx.serve(model, choices, rank=4)
+    served.choose(PICKS)
+    with pytest.raises(lyc_fx.WrongArgument, match=r"'z' is no set here: there are .*a, b, c"):
+        served.choose(["a", "z"])
+    with pytest.raises(lyc_fx.WrongArgument, match=r"an input of shape \(4, 3, 6\), .* chosen for 5 samples"):
+        model(X[:4])
+    with pytest.raises(lyc_fx.WrongArgument, match="'b' is chosen for a sample"):
+        served.remove("b")
+    with pytest.raises(lyc_fx.BadAdapter, match="rank 5, and there is room for 4"):
+        served.put("a", adapters(model, "0", "2", rank=5))
+    with pytest.raises(lyc_fx.BadAdapter, match="nowhere"):
+        served.put("a", AdapterSet((Entry("nowhere", "weight", adapters(model, "0").entries[0].adapter, ("x",)),), "x"))
+    same(model(X), alone(plain, choices, X))
+    with pytest.raises(lyc_fx.Unsupported, match="attached already"):
+        lyc_fx.serve(model, choices)
+    with pytest.raises(lyc_fx.WrongArgument, match="most=1"):
+        lyc_fx.serve(net(), choices, most=1)
