@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import Bank
+from lyc_fx.attaching.batched import Banks
 from lyc_fx.attaching.chosen import Chosen
 from lyc_fx.attaching.layer import Layer
 from lyc_fx.attaching.layer_program import How, LayerProgram
@@ -69,7 +70,7 @@ class Attached:
     """Adapters beside the layers of a model. As a context manager, it takes them off at the end."""
 
     def __init__(self, model: nn.Module, room: Room, how: How, *, saved: bool) -> None:
-        if any(isinstance(module, Bank) for module in model.modules()):
+        if any(isinstance(module, (Bank, Banks)) for module in model.modules()):
             raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
         self._model, self._room, self._how, self._saved = model, room, how, saved
         self._layers: dict[str, Layer] = {}
@@ -173,7 +174,7 @@ class Attached:
         if layer is None or layer.program is not program:
             if layer is not None:
                 layer.detach()
-            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved).installed()
+            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved)
             self._layers[path] = layer
         return layer
 
@@ -201,7 +202,7 @@ class Attached:
         if layer is not None:
             layer.detach()
         module = self._model.get_submodule(path)
-        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()}).installed()
+        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()})
 
     def _clear(self, path: str) -> None:
         """Let a module run as without adapters, and keep its program where strength 0 does that."""

@@ -2,15 +2,12 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from lyc_fx.errors import Unsupported
 from lyc_fx.graph.program import BANK
-
-if TYPE_CHECKING:
-    from lyc_fx.attaching.batched import Picks
 
 NAME = BANK
 """The submodule of an adapted layer that is its bank"""
@@ -20,10 +17,9 @@ NAME = BANK
 class Bank(nn.Module):
     """Factors, strengths and staged values of one layer. The state dict has them only if that was asked for."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, saved: bool, picks: "Picks | None" = None) -> None:
-        """`picks`: which row of each tensor a sample uses, where they have rows."""
+    def __init__(self, tensors: Mapping[str, Tensor], *, saved: bool) -> None:
         super().__init__()
-        self.saved, self.picks = saved, picks
+        self.saved = saved
         for name, tensor in tensors.items():
             if isinstance(tensor, nn.Parameter):
                 self.register_parameter(leaf(name), tensor)

@@ -1,94 +1,84 @@
-"""The forwards of layers in which each sample of a batch has adapters of its own."""
+"""The forward of a layer in which each sample of a batch has adapters of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
 
-from lyc_fx.attaching.bank import NAME, leaf
-from lyc_fx.attaching.forwards import as_autocast
+from lyc_fx.attaching.bank import NAME, Bank
+from lyc_fx.attaching.forms import Chained, Form
+from lyc_fx.attaching.forwards import Forward
 from lyc_fx.errors import Unsupported, WrongArgument
-from lyc_fx.graph.program import BANK
 
-if TYPE_CHECKING:
-    from lyc_fx.attaching.layer_program import LayerProgram
+
+@final
+class Banks(nn.Module):
+    """What lies beside a served layer: for each form of its adapters a bank, whose tensors have rows."""
+
+    def __init__(self, banks: Sequence[Bank]) -> None:
+        super().__init__()
+        for position, bank in enumerate(banks):
+            self.add_module(str(position), bank)
+        self.picks = Picks(len(banks))
 
 
 @final
 class Picks:
-    """Which row of every layer's bank each sample of the next batch uses."""
+    """What the samples of the next batch use of one layer's banks."""
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows = rows
-        """How many there are"""
-        self.of_samples = torch.zeros(1, dtype=torch.int64, device=device)
-
-    def choose(self, rows: Sequence[int]) -> None:
-        """Let the n-th sample use the n-th of these rows."""
-        chosen = torch.tensor(rows, dtype=torch.int64, device=self.of_samples.device)
-        if chosen.shape == self.of_samples.shape:
-            self.of_samples.copy_(chosen)  # in place: neither a compiled model nor a CUDA graph notices
-        else:
-            self.of_samples = chosen
+    def __init__(self, forms: int) -> None:
+        self.samples = torch.zeros(0)
+        """Has as many elements as there are samples"""
+        self.of_forms = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
+        """For each form `(2, n)`: the samples that have one, and their rows in its bank"""
 
 
-def chained_each(program: "LayerProgram") -> Callable[..., Any]:
-    """The forward of layers that run a program on each sample, with the row of the bank that the sample uses.
+def served(forms: Sequence[Form]) -> Forward:
+    """The forward of layers with these forms of adapters.
 
-    The products with the layer's own weight stay products of the whole batch: `torch.vmap` knows that all samples
-    share it. Those with factors become batched products.
+    The layer's own call is one for the whole batch. A form costs its chain for the samples that have it, and a sample
+    without adapters gets what the layer gives.
     """
-    call, options, reads = program.call, program.options, program.reads
-    shared = tuple(not name.startswith(f"{BANK}.") for name in reads)
-
-    def of_sample(x: Tensor, *given: Tensor) -> Tensor:
-        return call.leave(x, program.run(call.enter(x), *given))
-
-    of_samples = torch.vmap(of_sample, in_dims=(0, *(None if own else 0 for own in shared)))
+    unbiased = next((form.base for form in forms if isinstance(form, Chained) and form.base is not None), None)
 
     def forward(self: nn.Module, input: Tensor, *rest: Any, **more: Any) -> Any:
         if any(each is not None for each in (*rest, *more.values())):
             raise Unsupported(f"a {type(self).__name__} with served adapters takes its input alone")
-        if options and call.options(self) != options:
-            raise Unsupported(f"a {type(self).__name__} has other options than when it was served: serve it anew")
-        bank: Any = getattr(self, NAME)
-        picked = picked_for(self, input, bank)
-        given = [
-            getattr(self, name) if own else getattr(bank, leaf(name)).index_select(0, picked)
-            for name, own in zip(reads, shared, strict=True)
-        ]
-        y = of_samples(input, *given)
-        return as_autocast(y) if call.multiplies else y
+        banks: Any = getattr(self, NAME)
+        picks: Picks = banks.picks
+        _check(self, input, picks.samples)
+        x, parts = input, []
+        for form, bank, picked in zip(forms, banks.children(), picks.of_forms, strict=True):
+            if torch.compiler.is_compiling() or picked.shape[1]:
+                samples, rows = picked
+                own, given = input.index_select(0, samples), form.given(self, bank, rows)
+                parts.append((form, samples, own, given))
+                if form.before is not None:
+                    x = x.index_copy(0, samples, form.before(own, *given))
+        if unbiased is None:
+            y = plain = type(self).forward(self, x)
+        else:
+            plain = unbiased(self, x)
+            y = plain if self.bias is None else plain + _shaped(self, plain)
+        for form, samples, own, given in parts:
+            results = (y if form.biased else plain).index_select(0, samples)
+            y = y.index_copy(0, samples, form.outputs(own, results, given).to(y.dtype))
+        return y
 
     return forward
 
 
-def substituted_each(names: Sequence[str]) -> Callable[..., Any]:
-    """The forward of a module whose own code runs on each sample with values of these parameters for that sample."""
-
-    def forward(self: nn.Module, input: Tensor, *rest: Any, **more: Any) -> Any:
-        if rest or more:
-            raise Unsupported(f"a {type(self).__name__} with served adapters takes its input alone")
-        bank: Any = getattr(self, NAME)
-        picked = picked_for(self, input, bank)
-        values = {f"inner.{name}": getattr(bank, leaf(name)).index_select(0, picked) for name in names}
-
-        def of_sample(of_each: Mapping[str, Tensor], x: Tensor) -> Any:
-            return functional_call(bank.shell, dict(of_each), (x.unsqueeze(0),)).squeeze(0)
-
-        return torch.vmap(of_sample)(values, input)
-
-    return forward
+def _shaped(module: nn.Module, y: Tensor) -> Tensor:
+    bias: Any = module.bias
+    return bias.reshape([-1] + [1] * (y.dim() - 2)) if isinstance(module, _ConvNd) else bias
 
 
-def picked_for(module: nn.Module, input: Tensor, bank: Any) -> Tensor:
-    """The rows that the samples of an input use. Raises WrongArgument for another number of samples than chosen."""
-    picked: Tensor = bank.picks.of_samples
-    if input.dim() == 0 or input.shape[0] != picked.shape[0]:
+def _check(module: nn.Module, input: Tensor, samples: Tensor) -> None:
+    """Raise WrongArgument for another number of samples than adapters were chosen for."""
+    if input.dim() == 0 or input.shape[0] != samples.shape[0]:
         raise WrongArgument(
             f"a {type(module).__name__} got an input of shape {tuple(input.shape)}, and adapters were chosen for "
-            f"{picked.shape[0]} samples: choose() one for each sample; the first dimension must be that of samples"
+            f"{samples.shape[0]} samples: choose() one for each sample; the first dimension must be that of samples"
         )
-    return picked

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import NAME, Bank
-from lyc_fx.attaching.batched import Picks, substituted_each
 from lyc_fx.attaching.forwards import Forward, Shell, install, substituted
 from lyc_fx.attaching.layer_program import LayerProgram, layer_key
 from lyc_fx.binding.bound import Bound
@@ -24,62 +23,47 @@ Given = Mapping[str, Sequence[Bound]]
 """Adapters by the name of a parameter in its module, in the shapes of the room"""
 
 
-def _nothing() -> None:
-    """What a layer that is not installed has to detach."""
-
-
 @final
 @dataclass(frozen=True)
 class Layer:
-    """A module and the forward that replaces its own."""
+    """A module whose forward was replaced."""
 
     module: nn.Module
     bank: Bank
     program: LayerProgram | None
     """None for a module whose own code runs with merged weights"""
-    forward: Forward
+    detach: Callable[[], None]
+    """Gives the module its own forward back, and takes its bank away"""
     merged: tuple[str, ...] = ()
     """The parameters that merged weights stand for, where there is no program"""
     key: Hashable = None
     """`layer_key` when the program was made"""
-    detach: Callable[[], None] = _nothing
-    """Gives the module its own forward back, and takes its bank away"""
 
     @classmethod
     def chained(cls, module: nn.Module, program: LayerProgram, *, saved: bool) -> "Layer":
         """Let a module run a program, with a bank that has no values yet."""
         device = next(module.parameters()).device
-        bank = Bank({name: _empty(tensor, device) for name, tensor in program.bank.items()}, saved=saved)
-        return cls(module, bank, program, program.forward, key=layer_key(module))
+        held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
+        layer = cls._of(module, Bank(held, saved=saved), program, program.forward)
+        return replace(layer, key=layer_key(module))
 
     @classmethod
-    def chained_each(cls, module: nn.Module, program: LayerProgram, picks: Picks) -> "Layer":
-        """Let a module run a program with another row of the bank, which has no values yet, for each sample."""
-        device = next(module.parameters()).device
-        bank = Bank(
-            {n: _rows(tensor, picks.rows, device) for n, tensor in program.bank.items()}, saved=False, picks=picks
-        )
-        return cls(module, bank, program, program.forward_of_each, key=layer_key(module))
-
-    @classmethod
-    def substituted(cls, module: nn.Module, merged: Mapping[str, Tensor], picks: Picks | None = None) -> "Layer":
-        """Let a module's own code run with other values of some parameters; with `picks`, with rows of them."""
-        bank = Bank(merged, saved=False, picks=picks)
+    def substituted(cls, module: nn.Module, merged: Mapping[str, Tensor]) -> "Layer":
+        """Let a module's own code run with other values of some parameters."""
+        bank = Bank(merged, saved=False)
         object.__setattr__(bank, "shell", Shell(module))  # no submodule: it would contain itself
-        names = tuple(merged)
-        forward = substituted(names) if picks is None else substituted_each(names)
-        return cls(module, bank, None, forward, merged=names)
+        return replace(cls._of(module, bank, None, substituted(tuple(merged))), merged=tuple(merged))
 
-    def installed(self) -> "Layer":
-        """The same, and the module runs it."""
-        remove = install(self.module, self.forward)
-        self.module.add_module(NAME, self.bank)
+    @classmethod
+    def _of(cls, module: nn.Module, bank: Bank, program: LayerProgram | None, forward: Forward) -> "Layer":
+        remove = install(module, forward)
+        module.add_module(NAME, bank)
 
         def detach() -> None:
             remove()
-            delattr(self.module, NAME)
+            delattr(module, NAME)
 
-        return replace(self, detach=detach)
+        return cls(module, bank, program, detach)
 
     @property
     def is_at_home(self) -> bool:
@@ -96,30 +80,39 @@ class Layer:
         """The places of the layer's program; none of a module that runs with merged weights."""
         return [] if self.program is None else [t for made in self.program.merged.values() for t in made.terms]
 
-    def fill(self, filled: Sequence[Filled], room: Room, *, others: bool = True, row: int | None = None) -> None:
+    def fill(self, filled: Sequence[Filled], room: Room, *, others: bool = True) -> None:
         """Put adapters into the places of the layer's program, and compute what is staged.
 
-        `others`: more than their strengths may differ from what is there. `row`: of the bank; None if it has none.
+        `others`: more than their strengths may differ from what is there.
         """
         assert self.program is not None
+        fill_bank(self.program, self.module, self.bank.read, filled, room, others=others)
 
-        def held(name: str) -> Tensor:
-            found = self.bank.read(name)
-            return found if row is None else found[row]
 
-        def read(name: str) -> Tensor:
-            found = held(name) if name.startswith(f"{BANK}.") else getattr(self.module, name)
-            assert isinstance(found, Tensor)
-            return found
+def fill_bank(
+    program: LayerProgram,
+    module: nn.Module,
+    held: Callable[[str], Tensor],
+    filled: Sequence[Filled],
+    room: Room,
+    *,
+    others: bool = True,
+) -> None:
+    """Put adapters into a program's places, and compute what is staged, in tensors that `held` gives by name."""
 
-        if others:
-            fill(filled, room.numbers, held)
-        for term, bound in filled:
-            held(term.strength).fill_(0.0 if bound is None else bound.strength)
-        if self.program.staging is not None:
-            with without_autocast():
-                for name, value in staged_values(self.program.staging, read):
-                    held(name).copy_(value)
+    def read(name: str) -> Tensor:
+        found = held(name) if name.startswith(f"{BANK}.") else getattr(module, name)
+        assert isinstance(found, Tensor)
+        return found
+
+    if others:
+        fill(filled, room.numbers, held)
+    for term, bound in filled:
+        held(term.strength).fill_(0.0 if bound is None else bound.strength)
+    if program.staging is not None:
+        with without_autocast():
+            for name, value in staged_values(program.staging, read):
+                held(name).copy_(value)
 
 
 def numbered(given: Given) -> dict[str, tuple[Bound, ...]]:
@@ -161,7 +154,3 @@ def _fits(bound: Bound, term: Term, room: Room) -> bool:
 def _empty(tensor: Tensor, device: torch.device) -> Tensor:
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-def _rows(tensor: Tensor, count: int, device: torch.device) -> Tensor:
-    return torch.empty(count, *tensor.shape, dtype=tensor.dtype, device=device)

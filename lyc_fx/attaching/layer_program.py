@@ -14,7 +14,6 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from lyc_fx.adapters.padding import Room
-from lyc_fx.attaching.batched import chained_each
 from lyc_fx.attaching.calls import LayerCall, torchs_class
 from lyc_fx.attaching.forwards import Forward, chained
 from lyc_fx.binding.bound import Binding
@@ -24,7 +23,6 @@ from lyc_fx.graph.capture import capture
 from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.places import Places
-from lyc_fx.graph.plan import Plan
 from lyc_fx.graph.program import BANK, facts, remember, tensors
 from lyc_fx.graph.targets import targets
 from lyc_fx.graph.verbs import lower, stage
@@ -39,7 +37,7 @@ class LayerProgram:
     """What layers share that are called alike and have adapters of the same form."""
 
     call: LayerCall
-    run: Callable[..., Tensor]
+    graph: Graph
     """Of the input, and the tensors `reads`"""
     reads: tuple[str, ...]
     """Names of the layer's own parameters, and of its bank's tensors"""
@@ -52,14 +50,14 @@ class LayerProgram:
     """`call.options` of the layer"""
 
     @cached_property
+    def run(self) -> Callable[..., Tensor]:
+        """The graph as a function."""
+        return GraphModule(nn.Module(), self.graph).forward
+
+    @cached_property
     def forward(self) -> Forward:
         """One function for all layers of the program, so that blocks which are alike can share what is compiled."""
         return chained(self)
-
-    @cached_property
-    def forward_of_each(self) -> Forward:
-        """The same where each sample of a batch has factors of its own."""
-        return chained_each(self)
 
     @classmethod
     def of(
@@ -74,16 +72,14 @@ class LayerProgram:
     ) -> Self:
         """From a layer's program without adapters, and the adapters of its parameters."""
         program = pipeline.run(captured, Insert(binding, weights, room))
-        if how != "resident":
-            program = lower(program, Plan.default(program) if binding.exclusive else None)
+        program = program if how == "resident" else lower(program)
         program = program if how == "trainable" else stage(program)
         places = facts(program).places
         assert places is not None
         graph, reads = as_function(program)
-        run = GraphModule(nn.Module(), graph).forward
         held = {name: tensor for name, tensor in tensors(program).items() if name.startswith(f"{BANK}.")}
         empty = {name: without_values(tensor) for name, tensor in held.items()}
-        return cls(call, run, reads, empty, places.merged, facts(program).staging, options)
+        return cls(call, graph, reads, empty, places.merged, facts(program).staging, options)
 
 
 @final
@@ -131,6 +127,7 @@ def as_function(program: GraphModule) -> tuple[Graph, tuple[str, ...]]:
     reads = list(dict.fromkeys(str(node.target) for node in program.graph.find_nodes(op="get_attr")))
     for node in program.graph.find_nodes(op="placeholder"):
         copies[node] = graph.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
     inputs = {name: graph.placeholder(f"tensor_{position}") for position, name in enumerate(reads)}
     for node in program.graph.nodes:
         if node.op == "get_attr":

@@ -78,20 +78,14 @@ class Programs:
         captured: dict[Hashable, GraphModule],
         *,
         sequential: bool = False,
-        exclusive: bool = False,
     ) -> LayerProgram:
         """The program of a layer with such adapters. `captured`: what layers that are alike are without adapters."""
         alike = layer_key(module)
-        key = (
-            alike,
-            sequential,
-            exclusive,
-            tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items()),
-        )
+        key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
         if key not in self._programs:
             if alike not in captured:
                 captured[alike] = captured_layer(module, call)
-            binding = Binding(numbered(given), Report(()), sequential, exclusive=exclusive)
+            binding = Binding(numbered(given), Report(()), sequential)
             self._programs[key] = LayerProgram.of(
                 captured[alike], call, binding, weights, self._room, self._how, call.options(module)
             )

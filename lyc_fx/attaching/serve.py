@@ -10,8 +10,8 @@ from torch import nn
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import Bank
-from lyc_fx.attaching.batched import Picks
-from lyc_fx.attaching.rows import Row, Rows
+from lyc_fx.attaching.batched import Banks
+from lyc_fx.attaching.served_layers import AdapterRow, Layers
 from lyc_fx.attaching.units import units
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, stacked
@@ -41,14 +41,14 @@ def serve(
         served.choose(["oil", None, "ink", "oil"])
         y = model(x)  # of four samples
 
-    The first dimension of every layer's input must be that of the samples. Layers run as in `attach`, with the factors
-    stacked: products with the model's own weights are those of the whole batch, and the adapters' are batched products.
-    An algorithm that only some of the adapters have costs its chain for all samples.
+    The first dimension of every layer's input must be that of the samples. Products with the model's own weights are
+    those of the whole batch; a sample costs the chain of its own adapters besides, and one without adapters gets what
+    the model gives. Compiled, other choices compile nothing again.
 
-    `most`: how many sets there may be at once (`Served.put`), all of which have their memory from the start; None: as
-    many as are given. `rank`, `strict`, `convention` and `component` are as in `attach`.
+    `most`: how many sets there may be at once (`Served.put`); None: as many as are given. `rank`, `strict`,
+    `convention` and `component` are as in `attach`.
 
-    Raises as `attach`; Unsupported too for `MultiheadAttention`, and for adapters that act at strength 0.
+    Raises as `attach`; Unsupported too for adapters of a `MultiheadAttention`.
     """
     most = max(len(adapters), 1) if most is None else most
     if isinstance(most, bool) or not isinstance(most, int) or most < max(len(adapters), 1):
@@ -64,17 +64,14 @@ class Served:
     """Adapters for the samples of a batch. As a context manager, it takes them off at the end."""
 
     def __init__(self, model: nn.Module, room: Room, most: int) -> None:
-        if any(isinstance(module, Bank) for module in model.modules()):
+        if any(isinstance(module, (Bank, Banks)) for module in model.modules()):
             raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
-        self._model, self._most = model, most
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._picks = Picks(most + 1, device)  # the first row is for samples without adapters
-        self._rows = Rows(model, room, self._picks)
-        self._sets: dict[str, Row] = {}
-        self._positions: dict[str, int] = {}
+        self._model, self._most, self._layers = model, most, Layers(model, room)
+        self._sets: dict[str, AdapterRow] = {}
+        self._chosen: tuple[str | None, ...] = ()
 
     def __repr__(self) -> str:
-        names = ", ".join(self._positions) or "nothing"
+        names = ", ".join(self._sets) or "nothing"
         return f"<Served {type(self._model).__name__}: {names}, of at most {self._most}>"
 
     @property
@@ -84,11 +81,12 @@ class Served:
 
     def choose(self, names: Iterable[str | None]) -> None:
         """Let the n-th sample use the set of the n-th name, or none. Raises WrongArgument for an unknown name."""
-        names = list(names)
-        unknown = [name for name in names if name is not None and name not in self._positions]
-        if unknown or not names:
+        chosen = tuple(names)
+        unknown = [name for name in chosen if name is not None and name not in self._sets]
+        if unknown or not chosen:
             raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no samples")
-        self._picks.choose([0 if name is None else self._positions[name] for name in names])
+        self._layers.choose(chosen)
+        self._chosen = chosen
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -104,7 +102,7 @@ class Served:
     ) -> Report:
         """Add a set, or another in the place of one of that name.
 
-        Where layers have room for its form (algorithm, variant and rank), nothing is compiled again. Raises
+        Where layers have a free row for its form (algorithm, variant and rank), nothing is compiled again. Raises
         WrongArgument where there is no place for one more; else as `serve`. Then all is as before.
         """
         row = self._row(adapters, strength=strength, strict=strict, convention=convention, component=component)
@@ -113,35 +111,35 @@ class Served:
 
     def remove(self, name: str) -> None:
         """Free the place of a set. Raises WrongArgument for an unknown name, and for one that samples use."""
-        if name not in self._positions:
+        if name not in self._sets:
             raise WrongArgument(f"{name!r} is no set here: there are {self!r}")
-        if self._positions[name] in self._picks.of_samples.tolist():
+        if name in self._chosen:
             raise WrongArgument(f"{name!r} is chosen for a sample: choose() others first")
-        del self._positions[name], self._sets[name]
+        self._layers.remove(name)
+        del self._sets[name]
 
     def detach(self) -> None:
         """Take all adapters off: every module runs as before `serve`."""
-        self._rows.detach()
+        self._layers.detach()
         self._sets.clear()
-        self._positions.clear()
+        self._chosen = ()
 
-    def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> Row:
+    def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> AdapterRow:
         stack = stacked(adapters, strength, **options)
         found, binding = bind_model(self._model, stack, strict=strict)
         targets = {name: found[name] for name in binding.targets}
-        return Row(binding, targets, units(self._model, targets))
+        return AdapterRow(binding, targets, units(self._model, targets))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _put(self, rows: Mapping[str, Row]) -> None:
-        free = (n for n in range(1, self._most + 1) if n not in self._positions.values())
-        try:
-            positions = {name: self._positions.get(name) or next(free) for name in rows}
-        except StopIteration:
-            raise WrongArgument(f"no place for one more set: {self!r}; remove() one, or serve with most=") from None
-        changed = {**self._sets, **rows}
-        self._rows.put({(self._positions | positions)[name]: row for name, row in changed.items()}, positions.values())
-        self._sets, self._positions = changed, self._positions | positions
+    def _put(self, rows: Mapping[str, AdapterRow]) -> None:
+        sets = {**self._sets, **rows}
+        if len(sets) > self._most:
+            raise WrongArgument(f"no place for one more set: {self!r}; remove() one, or serve with most=")
+        self._layers.put(sets, list(rows), self._most - len(sets))
+        self._sets = sets
+        if self._chosen:
+            self.choose(self._chosen)
 
     def __enter__(self) -> Self:
         return self

@@ -60,8 +60,6 @@ class Binding:
     """Whether each set is applied to the result of the one before"""
     allow_nonfinite: bool = False
     """Whether base weights may hold NaN and infinity"""
-    exclusive: bool = False
-    """Whether at most one set has an effect at a time, so that those before it leave the base as it is"""
 
     def active(self, target: str) -> list[Bound]:
         """Return the adapters that change a weight: those that are not inert."""

@@ -35,7 +35,7 @@ class Insertion:
         bound = self.bound(name)
         device = nodes[0].meta["val"].device
         terms = tuple(self._term(i, name, each, bound, device) for i, each in enumerate(bound))
-        made = MergedWeight(terms, described.transposed, self._binding.sequential, self._binding.exclusive)
+        made = MergedWeight(terms, described.transposed, self._binding.sequential)
         factors: dict[str, Tensor] = {}
         for each, term in zip(bound, terms, strict=True):
             for number, value in self._numbers(each).items():

@@ -71,8 +71,6 @@ class MergedWeight:
     """Whether the weight is stored `(in, out)`, and the adapters are for `(out, in)`"""
     sequential: bool
     """Whether each adapter is applied to what the ones before it left; else all relative to the base"""
-    exclusive: bool = False
-    """Whether at most one adapter has an effect at a time"""
     formula: str = ""
     """`formula_of` the node when it was made"""
 

@@ -45,19 +45,18 @@ class Chain:
         plain = _once(lambda inputs: self.call.base(inputs, self._read(base), None))
         weight, outer = self._read(at.get("weight", base)), None if after else bias
         main = plain if after and not self.rest else _once(lambda inputs: self.call.base(inputs, weight, outer))
-        if self.made.exclusive or self.made.sequential or (len(actions) == 1 and not self.rest):
-            y = self._stacked(x, main, logical, actions)
+        if self.made.sequential or (len(actions) == 1 and not self.rest):
+            y = self._stacked(x, main, None if self.rest else logical, actions)
         else:
             y = self._summed(x, main, plain, logical, actions)
         y = self.call.biased(y, bias) if after else y
         return self.call.kind.finish(self.call.arguments, x, y)
 
-    def _stacked(self, x: Tensor, main: Inner, weight: Tensor, actions: Sequence[Action]) -> Tensor:
-        """Each on what the ones before it left; where at most one has an effect, that is the base."""
-        inner, changed = main, self.rest
-        for action in actions:
-            known = None if changed and not self.made.exclusive else weight
-            inner, changed = _once(_acting(self.call, action, inner, known)), True
+    def _stacked(self, x: Tensor, main: Inner, weight: Tensor | None, actions: Sequence[Action]) -> Tensor:
+        """Each on what the ones before it left."""
+        inner = main
+        for position, action in enumerate(actions):
+            inner = _once(_acting(self.call, action, inner, None if position else weight))
         return inner(x)
 
     def _summed(self, x: Tensor, main: Inner, plain: Inner, weight: Tensor, actions: Sequence[Action]) -> Tensor:

@@ -87,7 +87,6 @@ class Lowering:
             reading.base.meta["val"].dtype,
             made.transposed,
             made.sequential,
-            made.exclusive,
             reading.turned,
             reading.casts,
         )

@@ -1,0 +1,113 @@
+"""What a layer does with the samples of a batch that have one form of adapters, each with values of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lyc_fx.attaching.bank import Bank, leaf
+from lyc_fx.attaching.forwards import Shell, as_autocast
+from lyc_fx.attaching.layer_program import LayerProgram
+from lyc_fx.attaching.split import split
+from lyc_fx.graph.program import BANK
+
+OfEach = Callable[..., Tensor]
+"""Of a stack of samples, perhaps a stack of results, and what `Form.given` returns"""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Form(ABC):
+    """Abstract."""
+
+    biased: bool = True
+    """Whether the results of the layer's own call have the layer's bias when they come to `outputs`"""
+    before: OfEach | None = None
+    """What the layer's own call gets instead of the samples; None for the samples themselves"""
+
+    @abstractmethod
+    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
+        """What `before` and `outputs` take besides: the layer's parameters, and these rows of the bank."""
+
+    @abstractmethod
+    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        """From samples, and the results of the layer's own call for them."""
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chained(Form):
+    """A program. Its products with the layer's own weight are those of the whole batch, where it has such a part."""
+
+    program: LayerProgram
+    after: OfEach
+    shares: bool
+    """Whether `after` takes the results of the layer's own call"""
+    base: Callable[[nn.Module, Tensor], Tensor] | None = None
+    """The layer's own call without its bias, where `after` takes results without it"""
+
+    @classmethod
+    def of(cls, program: LayerProgram) -> "Chained":
+        """Of a program."""
+        parts = split(program) if program.call.multiplies else None
+        if parts is None:
+            return cls(program=program, after=_of_each(program, program.run, 1), shares=False)
+        before = _of_each(program, parts.before, 1) if parts.before else None
+        base = None if parts.biased else _unbiased(program, parts.base)
+        after = _of_each(program, parts.after, 2)
+        return cls(program=program, after=after, shares=True, biased=parts.biased, before=before, base=base)
+
+    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
+        return [
+            getattr(bank, leaf(name)).index_select(0, rows) if name.startswith(f"{BANK}.") else getattr(module, name)
+            for name in self.program.reads
+        ]
+
+    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        found = self.after(x, y, *given) if self.shares else self.after(x, *given)
+        return as_autocast(found) if self.program.call.multiplies else found
+
+
+def _of_each(program: LayerProgram, function: Callable[..., Tensor], moving: int) -> OfEach:
+    """`torch.vmap` of a function of `moving` activations and what the program reads."""
+    call = program.call
+
+    def of_sample(*given: Any) -> Tensor:
+        entered = [call.enter(activations) for activations in given[:moving]]
+        return call.leave(given[0], function(*entered, *given[moving:]))
+
+    dims = [0 if name.startswith(f"{BANK}.") else None for name in program.reads]
+    return torch.vmap(of_sample, in_dims=(*[0] * moving, *dims))
+
+
+def _unbiased(program: LayerProgram, call_base: Callable[..., Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The layer's own call on activations of any shape, for a module."""
+    call, reads = program.call, program.reads
+
+    def base(module: nn.Module, x: Tensor) -> Tensor:
+        own = (None if name.startswith(f"{BANK}.") else getattr(module, name) for name in reads)
+        return as_autocast(call.leave(x, call_base(call.enter(x), *own)))
+
+    return base
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Substituted(Form):
+    """The module's own code, with other values of some parameters."""
+
+    names: tuple[str, ...]
+
+    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
+        return [Shell(module), {f"inner.{n}": getattr(bank, leaf(n)).index_select(0, rows) for n in self.names}]
+
+    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        shell, values = given
+
+        def of_sample(x: Tensor, values: Mapping[str, Tensor]) -> Any:
+            return functional_call(shell, dict(values), (x.unsqueeze(0),)).squeeze(0)
+
+        return torch.vmap(of_sample)(x, values)
