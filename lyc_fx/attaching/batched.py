@@ -33,6 +33,41 @@ class Picks:
         """Has as many elements as there are samples"""
         self.of_forms = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
         """For each form `(2, n)`: the samples that have one, and their rows in its bank"""
+        self.of_all = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
+        """The same as `(2, samples)`: whether each has one, and a row for each, which counts if it has"""
+
+
+@final
+class Some:
+    """Some samples of a batch, by their positions."""
+
+    def __init__(self, picked: Tensor) -> None:
+        self._positions, self.rows = picked
+
+    def of(self, batch: Tensor) -> Tensor:
+        """Those of a batch."""
+        return batch.index_select(0, self._positions)
+
+    def into(self, batch: Tensor, values: Tensor) -> Tensor:
+        """The batch with other values for them."""
+        return batch.index_copy(0, self._positions, values.to(batch.dtype))
+
+
+@final
+class All:
+    """All samples, of which some count: their number is no size of any tensor."""
+
+    def __init__(self, picked: Tensor) -> None:
+        self._count, self.rows = picked
+
+    def of(self, batch: Tensor) -> Tensor:
+        """The batch."""
+        return batch
+
+    def into(self, batch: Tensor, values: Tensor) -> Tensor:
+        """The batch with other values for those that count."""
+        count = self._count.reshape([-1] + [1] * (batch.dim() - 1)) == 1
+        return torch.where(count, values.to(batch.dtype), batch)
 
 
 def served(forms: Sequence[Form]) -> Forward:
@@ -50,21 +85,23 @@ def served(forms: Sequence[Form]) -> Forward:
         picks: Picks = banks.picks
         _check(self, input, picks.samples)
         x, parts = input, []
-        for form, bank, picked in zip(forms, banks.children(), picks.of_forms, strict=True):
-            if torch.compiler.is_compiling() or picked.shape[1]:
-                samples, rows = picked
-                own, given = input.index_select(0, samples), form.given(self, bank, rows)
-                parts.append((form, samples, own, given))
-                if form.before is not None:
-                    x = x.index_copy(0, samples, form.before(own, *given))
+        compiling = torch.compiler.is_compiling()
+        for position, (form, bank) in enumerate(zip(forms, banks.children(), strict=True)):
+            if not compiling and not picks.of_forms[position].shape[1]:
+                continue
+            # A compiled convolution cannot have an unknown number of groups.
+            samples = All(picks.of_all[position]) if compiling and form.spatial else Some(picks.of_forms[position])
+            own, given = samples.of(input), form.given(self, bank, samples.rows)
+            parts.append((form, samples, own, given))
+            if form.before is not None:
+                x = samples.into(x, form.before(own, *given))
         if unbiased is None:
             y = plain = type(self).forward(self, x)
         else:
             plain = unbiased(self, x)
             y = plain if self.bias is None else plain + _shaped(self, plain)
         for form, samples, own, given in parts:
-            results = (y if form.biased else plain).index_select(0, samples)
-            y = y.index_copy(0, samples, form.outputs(own, results, given).to(y.dtype))
+            y = samples.into(y, form.outputs(own, samples.of(y if form.biased else plain), given))
         return y
 
     return forward

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lyc_fx.attaching.bank import Bank, leaf
-from lyc_fx.attaching.forwards import Shell, as_autocast
+from lyc_fx.attaching.forwards import as_autocast
 from lyc_fx.attaching.layer_program import LayerProgram
 from lyc_fx.attaching.split import split
 from lyc_fx.graph.program import BANK
@@ -23,6 +23,8 @@ OfEach = Callable[..., Tensor]
 class Form(ABC):
     """Abstract."""
 
+    spatial: bool
+    """Whether its operators ask for the number of samples, as a convolution with other weights for each"""
     biased: bool = True
     """Whether the results of the layer's own call have the layer's bias when they come to `outputs`"""
     before: OfEach | None = None
@@ -52,13 +54,15 @@ class Chained(Form):
     @classmethod
     def of(cls, program: LayerProgram) -> "Chained":
         """Of a program."""
+        spatial = len(program.call.dims.split()) > 2
         parts = split(program) if program.call.multiplies else None
         if parts is None:
-            return cls(program=program, after=_of_each(program, program.run, 1), shares=False)
+            return cls(spatial=spatial, program=program, after=_of_each(program, program.run, 1), shares=False)
         before = _of_each(program, parts.before, 1) if parts.before else None
         base = None if parts.biased else _unbiased(program, parts.base)
         after = _of_each(program, parts.after, 2)
-        return cls(program=program, after=after, shares=True, biased=parts.biased, before=before, base=base)
+        biased = parts.biased
+        return cls(spatial=spatial, program=program, after=after, shares=True, biased=biased, before=before, base=base)
 
     def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
         return [
@@ -102,7 +106,8 @@ class Substituted(Form):
     names: tuple[str, ...]
 
     def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
-        return [Shell(module), {f"inner.{n}": getattr(bank, leaf(n)).index_select(0, rows) for n in self.names}]
+        held: Any = bank
+        return [held.shell, {f"inner.{n}": getattr(bank, leaf(n)).index_select(0, rows) for n in self.names}]
 
     def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
         shell, values = given

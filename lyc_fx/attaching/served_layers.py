@@ -15,7 +15,7 @@ from lyc_fx.attaching.bank import NAME
 from lyc_fx.attaching.batched import Banks, served
 from lyc_fx.attaching.calls import layer_call
 from lyc_fx.attaching.forms import Chained, Form, Substituted
-from lyc_fx.attaching.forwards import install, place_of
+from lyc_fx.attaching.forwards import Shell, install, place_of
 from lyc_fx.attaching.layer import fill_bank, places
 from lyc_fx.attaching.layer_program import layer_key
 from lyc_fx.attaching.programs import Programs
@@ -92,14 +92,16 @@ class Layers:
 
     def choose(self, names: Sequence[str | None]) -> None:
         """Let the n-th sample use the set of the n-th name."""
-        known: dict[Hashable, list[Tensor]] = {}
+        tensors: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
         for layer in self._layers.values():
             device = next(layer.module.parameters()).device
             key = device, tuple(tuple(shelf.rows.items()) for shelf in layer.shelves)
-            if key not in known:
-                known[key] = [_padded(shelf.picked(names), len(names), device) for shelf in layer.shelves]
+            if key not in tensors:
+                picked = [shelf.picked(names) for shelf in layer.shelves]
+                few = [_padded(each, len(names), device) for each in picked]
+                tensors[key] = few, [_spread(each, len(names), device) for each in picked]
             picks = layer.banks.picks
-            picks.of_forms = known[key]
+            picks.of_forms, picks.of_all = tensors[key]
             picks.samples = torch.empty(len(names), device="meta")
 
     def detach(self) -> None:
@@ -123,7 +125,7 @@ class Layers:
         device, call = next(module.parameters()).device, layer_call(module)
         if call is None:
             merged = self._merged(row, own)
-            form = self._substituted(names=tuple(merged))
+            form = self._substituted(spatial=True, names=tuple(merged))
             write = partial(_copy, merged)
             make = partial(Shelf.empty, form, merged, 1 + spare, device)
             return placed(shelves, name, lambda found: write if found is form else None, make, spare, undo)
@@ -160,12 +162,17 @@ class Layers:
                 self._layers[path] = replace(layer, shelves=shelves)
                 return
             layer.detach()
+        for shelf in shelves:
+            object.__setattr__(shelf.bank, "shell", Shell(module))  # no submodule: it would contain itself
         banks = Banks([shelf.bank for shelf in shelves])
         remove = install(module, self._forward(tuple(shelf.form for shelf in shelves)))
         module.add_module(NAME, banks)
+        # torch.compile fixes the sizes of all tensors in torch's own layers, which it knows by this.
+        module.__dict__["__module__"] = __name__
 
         def detach() -> None:
             remove()
+            del module.__dict__["__module__"]
             delattr(module, NAME)
 
         self._layers[path] = Layer(module, shelves, banks, layer_key(module), detach)
@@ -190,3 +197,10 @@ def _padded(picked: list[list[int]], samples: int, device: torch.device) -> Tens
     view = found.to(device)[:, : len(picked[0])]
     torch._dynamo.decorators.mark_unbacked(view, 1)
     return view
+
+
+def _spread(picked: list[list[int]], samples: int, device: torch.device) -> Tensor:
+    """As `(2, samples)`: 1 for those that are picked, else 0, and their rows."""
+    found = torch.zeros(2, samples, dtype=torch.int64)
+    found[0, picked[0]], found[1, picked[0]] = 1, torch.tensor(picked[1], dtype=torch.int64)
+    return found.to(device)

@@ -87,7 +87,9 @@ def test_the_base_runs_once_for_the_whole_batch() -> None:
     assert sizes == [(6, 15), (15, 6)]
 
 
+@torch.no_grad()
 def test_compiled_nothing_is_compiled_again() -> None:
+    """Whatever the number of samples that have each form, none included."""
     model, plain = net(), net()
     choices = mixed(model)
     served = lyc_fx.serve(model, choices, rank=4, most=4)
@@ -95,13 +97,41 @@ def test_compiled_nothing_is_compiled_again() -> None:
     fast = torch.compile(model, fullgraph=True)
     same(fast(X), alone(plain, choices, X))
     with torch.compiler.set_stance("fail_on_recompile"):
-        served.choose((None, "c", "c", "a", "b"))
-        same(fast(X), alone(plain, choices, X, (None, "c", "c", "a", "b")))
+        for picks in ((None, "c", "c", "a", "b"), (None,) * 5, ("b",) * 5):
+            served.choose(picks)
+            same(fast(X), alone(plain, choices, X, picks))
         for seed in (7, 8):  # into the free place, and into its own
             other = {**choices, "d": [(adapters(model, "0", rank=4 - seed % 2, seed=seed), 0.3)]}
             served.put("d", other["d"])
             served.choose(("d", "a", None, "b", "d"))
             same(fast(X), alone(plain, other, X, ("d", "a", None, "b", "d")))
+
+
+@torch.no_grad()
+def test_compiled_convolutions_and_norms() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 9, (3, 2), stride=2), nn.GroupNorm(3, 9), nn.ConvTranspose2d(9, 4, 3)).double()
+    plain, x = copy.deepcopy(model), torch.randn(5, 6, 7, 8, dtype=torch.float64)
+    kinds = {v[0].name: v for v in VARIANTS if len(v[1]) <= 2}
+
+    def each(family: str, module: str, seed: int) -> AdapterSet:
+        shape = tuple(model.get_submodule(module).weight.shape)  # type: ignore[union-attr, arg-type]
+        adapter = random_for(kinds[family], shape, dtype=torch.float64, seed=seed)
+        assert adapter is not None
+        return one(adapter, module)
+
+    choices = {
+        "a": [(each("locon", "0", 0), 0.7), (each("norm", "1", 0), 0.4)],
+        "b": [(each("diag-oft", "0", 1), -0.5), (each("locon", "2", 1), 0.9)],
+        "c": [(each("norm", "1", 2), 1.2), (each("lokr", "2", 2), 0.3)],
+    }
+    served = lyc_fx.serve(model, choices)
+    fast = torch.compile(model, fullgraph=True)
+    served.choose(PICKS)
+    same(fast(x), alone(plain, choices, x))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        served.choose((None, "a", "a", "a", "c"))
+        same(fast(x), alone(plain, choices, x, (None, "a", "a", "a", "c")))
 
 
 def test_another_form_gets_another_place() -> None:
