@@ -19,6 +19,7 @@ from lyc_fx.graph.constants import cone, constants, in_bank
 from lyc_fx.graph.layers import Site, named, sites
 from lyc_fx.graph.pipeline import done
 from lyc_fx.graph.rewrite import EMITTED, RESHAPES, Emit, erase_unused
+from lyc_fx.graph.stretches import stretches
 
 aten = torch.ops.aten
 
@@ -29,11 +30,11 @@ class Concat(PassBase):
     """No options."""
 
     def call(self, gm: GraphModule) -> PassResult:
-        constant, stretches = constants(gm), _stretches(gm)
+        constant, stretch = constants(gm), stretches(gm.graph)
         groups: defaultdict[Hashable, list[Site]] = defaultdict(list)
         for site in sites(gm.graph):
             if _is_first_factor(site, constant):
-                groups[_alike(site, stretches)].append(site)
+                groups[_alike(site, stretch)].append(site)
         several = [group for group in groups.values() if len(group) > 1]
         for group in several:
             _concatenate(gm, group)
@@ -52,19 +53,19 @@ def _is_first_factor(site: Site, constant: set[Node]) -> bool:
     return (kind.spatial or weight.meta["val"].dim() == 2) and all(map(in_bank, stored))
 
 
-def _alike(site: Site, stretches: dict[Node, int]) -> Hashable:
+def _alike(site: Site, stretch: dict[Node, int]) -> Hashable:
     """What is equal for layers that can be one."""
     value, x = site.weight.meta["val"], named(site.node)[site.kind.x]
     others = [repr(a) for a in (*site.node.args, *site.node.kwargs.items()) if a is not site.weight and a is not x]
     apart = [size for dim, size in enumerate(value.shape) if dim != _outputs(site)]
-    return site.node.target, _shown(x, stretches), *others, value.dtype, *apart, stretches[site.node]
+    return site.node.target, _shown(x, stretch), *others, value.dtype, *apart, stretch[site.node]
 
 
-def _shown(x: Node, stretches: dict[Node, int]) -> Hashable:
+def _shown(x: Node, stretch: dict[Node, int]) -> Hashable:
     """What is equal for equal activations: a model may reshape them anew for each of its layers."""
     if x.target not in RESHAPES:
         return x
-    return x.target, stretches[x], *(_shown(a, stretches) if isinstance(a, Node) else repr(a) for a in x.args)
+    return x.target, stretch[x], *(_shown(a, stretch) if isinstance(a, Node) else repr(a) for a in x.args)
 
 
 def _outputs(site: Site) -> int:
@@ -89,16 +90,3 @@ def _concatenate(gm: GraphModule, group: Sequence[Site]) -> None:
         part = Emit(gm, at=first.node, like=site.node, by="concat")(operator.getitem, parts, position)
         site.node.replace_all_uses_with(part, propagate_meta=False)
     erase_unused(gm, [site.node for site in group])
-
-
-def _stretches(gm: GraphModule) -> dict[Node, int]:
-    """The stretch of the program in which each node stands: between two nodes of which one writes to a tensor, or
-    changes how others run.
-    """
-    found, count = {}, 0
-    for node in gm.graph.nodes:
-        plain = isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
-        if node.op.startswith("call") and not plain and node.target is not operator.getitem:
-            count += 1
-        found[node] = count
-    return found

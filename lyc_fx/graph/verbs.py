@@ -21,6 +21,7 @@ from lyc_fx.passes.distribute import Distribute
 from lyc_fx.passes.evaluate import Evaluate
 from lyc_fx.passes.fold import Fold
 from lyc_fx.passes.narrow import Narrow
+from lyc_fx.passes.share import Share
 from lyc_fx.passes.splice import Splice
 from lyc_fx.passes.stage import Stage
 
@@ -89,7 +90,7 @@ def lower(
     wanted = further(passes)
     chosen = plan or Plan.default(captured(adapted))
     chosen.refuse_unknown(adapted)
-    own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize(), Concat()
+    own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize(), Share(), Concat()
     lowered = pipeline.run(adapted, *own, *wanted, check=check)
     remember(lowered, rebuilt=frozenset(each.weight for each in chosen.layers if each.form == "rebuilt"))
     return lowered
