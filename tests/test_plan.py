@@ -98,7 +98,7 @@ def test_memory_goes_where_it_saves_most() -> None:
         assert [{"r": "resident", "c": "chain"}[f] for f in forms] == [each.form for each in plan.layers]
         staged = lyc_fx.stage(lyc_fx.lower(before, plan))
         x = torch.randn(4, 96)
-        torch.testing.assert_close(staged(x), before(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(staged(x), before(x), rtol=1e-4, atol=1e-3)  # of outputs up to 1e3
         assert fired(lyc_fx.lower(before, plan)) == forms.count("c")
 
 
