@@ -5,6 +5,8 @@
 | `splice.Splice` | `W` becomes `round(W + Σ change)`: weight space |
 | `canonicalize.Canonicalize` | what means nothing goes; one order of sums |
 | `distribute.Distribute` | from weight space to chains on activations |
+| `share.Share` | what chains compute twice is computed once |
+| `concat.Concat` | narrow layers that read the same activations become one |
 | `narrow.Narrow` | formulas that stay with the weight are computed in float32 |
 | `stage.Stage` | what depends on stored tensors alone is computed once per change of adapters |
 | `fold.Fold` | adapted weights are evaluated, and stored under their own names |

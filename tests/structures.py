@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker
+from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker, Weighted
 
 exact = settings(
     max_examples=12,
@@ -43,6 +43,12 @@ def tucker(draw: st.DrawFn, shape: Shape) -> Structure:
     return Tucker(integers(draw, p, q, *shape[2:]), integers(draw, shape[0], p), integers(draw, q, shape[1]))
 
 
+def weighted(draw: st.DrawFn, shape: Shape) -> Structure:
+    r = rank(draw)
+    left, right = integers(draw, shape[0], r), integers(draw, r, *shape[1:])
+    return Weighted(left, right, integers(draw, shape[0]), integers(draw, r))
+
+
 def hadamard(draw: st.DrawFn, shape: Shape) -> Structure:
     one, other = (draw(st.sampled_from([dense, low, tucker])) for _ in range(2))
     return Hadamard(one(draw, shape), other(draw, shape))
@@ -60,7 +66,7 @@ def kronecker(draw: st.DrawFn, shape: Shape) -> Structure:
     return Kron(integers(draw, l, m), inner(draw, (shape[0] // l, shape[1] // m, *shape[2:])))
 
 
-STRUCTURES: dict[str, Make] = {f.__name__: f for f in (dense, low, tucker, hadamard, khatri_rao, kronecker)}
+STRUCTURES: dict[str, Make] = {f.__name__: f for f in (dense, low, tucker, weighted, hadamard, khatri_rao, kronecker)}
 
 
 def drawn(make: Make, shape: Shape) -> st.SearchStrategy[Structure]:

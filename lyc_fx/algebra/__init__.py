@@ -11,5 +11,6 @@ from lyc_fx.algebra.kronecker import Kron
 from lyc_fx.algebra.low import Low, Tucker
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.structure import Dense, Structure
+from lyc_fx.algebra.weighted import Weighted
 
-__all__ = ["Batched", "Dense", "Dims", "Hadamard", "Kron", "Low", "Shape", "Structure", "Tucker"]
+__all__ = ["Batched", "Dense", "Dims", "Hadamard", "Kron", "Low", "Shape", "Structure", "Tucker", "Weighted"]

@@ -34,13 +34,16 @@ class Hadamard(Structure):
         (a1, b1), (a2, b2) = self.left.pair(), self.right.pair()
         return columns(a1, a2), rows(b1, b2)
 
+    def as_low(self) -> Low | None:
+        return Low(*self.pair()) if isinstance(self.left, Low) and isinstance(self.right, Low) else None
+
     def act(self, layer: Layer, x: Tensor, scale: Scale = 1.0) -> Tensor:
         """Of two products, as one of rank r·r'; where rows are looked up, as the product of both."""
         one, other = self.left, self.right
         if layer.looks_up:
             return one.act(layer, x, scale) * other.act(layer, x)
-        if isinstance(one, Low) and isinstance(other, Low):
-            return Low(*self.pair()).act(layer, x, scale)
+        if (product := self.as_low()) is not None:
+            return product.act(layer, x, scale)
         if isinstance(one, Tucker) and isinstance(other, Tucker):
             return self._tucker(one, other).act(layer, x, scale)
         raise NoChain("a product of two full tensors has no chain")

@@ -27,6 +27,9 @@ class Low(Structure):
     def pair(self) -> tuple[Tensor, Tensor]:
         return matrix(self.left), matrix(self.right)
 
+    def as_low(self) -> "Low":
+        return self
+
     def act(self, layer: Layer, x: Tensor, scale: Scale = 1.0) -> Tensor:
         """A narrow layer with `right`, which has stride, padding and dilation, and a 1×1 layer with `left`.
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from lyc_fx.algebra.layer import Layer, Scale, scaled
 from lyc_fx.algebra.shapes import Shape
 from lyc_fx.algebra.tensors import matrix, shaped
+
+if TYPE_CHECKING:
+    from lyc_fx.algebra.low import Low
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,10 @@ class Structure(ABC):
     @abstractmethod
     def act(self, layer: Layer, x: Tensor, scale: Scale = 1.0) -> Tensor:
         """`layer(x, scale · value)`, without the value. Raises NoChain."""
+
+    def as_low(self) -> "Low | None":
+        """The product of two narrow matrices that its chain is, if it is one."""
+        return None
 
     def add_to(self, weight: Tensor, scale: float) -> None:
         """`weight ← weight + scale · value`, in place; `weight` is contiguous, in the dtype of the factors."""

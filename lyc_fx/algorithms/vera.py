@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from lyc_fx.adapters.shaped import Additive
-from lyc_fx.algebra import Low, Shape, Structure
+from lyc_fx.algebra import Shape, Structure, Weighted
 from lyc_fx.algebra.tensors import matrix
 
 
@@ -34,4 +34,4 @@ class VeRA(Additive):
         """A may be wider than the weight."""
 
     def expression(self) -> Structure:
-        return Low(matrix(self.b) * self.lambda_b.reshape([-1, 1]), matrix(self.a) * self.lambda_d.reshape([-1, 1]))
+        return Weighted(self.b, self.a, self.lambda_b, self.lambda_d)

@@ -22,7 +22,7 @@ def constants(gm: GraphModule) -> set[Node]:
     found: set[Node] = set()
     for node in gm.graph.nodes:
         stored = node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
-        computed = node.op == "call_function" and _pure(node) and found.issuperset(node.all_input_nodes)
+        computed = node.op == "call_function" and is_pure(node) and found.issuperset(node.all_input_nodes)
         if (stored or computed) and node not in written:
             found.add(node)
     return found
@@ -75,6 +75,14 @@ def evaluated(read: Callable[[str], Tensor], roots: Iterable[Node]) -> Iterator[
                 del values[source]
 
 
+def is_pure(node: Node) -> bool:
+    """Whether a call writes nothing, and draws no random numbers."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    return target is operator.getitem
+
+
 def _stored(read: Callable[[str], Tensor], node: Node) -> Tensor:
     # Detached, because matmul chooses another order of sums for operands that require grad.
     tensor = read(str(node.target)).detach()
@@ -93,13 +101,6 @@ def _called(node: Node, values: dict[Node, Any]) -> Any:
 
 def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _pure(node: Node) -> bool:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
-    return target is operator.getitem
 
 
 def _leaves_formula(node: Node, constant: set[Node]) -> bool:

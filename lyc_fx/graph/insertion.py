@@ -1,6 +1,6 @@
 """Adapters put into a program: factors, strengths, and merged weights in the place of weights."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -13,7 +13,7 @@ from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph.formulas import Formulas
 from lyc_fx.graph.merged_weight import MergedWeight, Term, formula_of, without_values
-from lyc_fx.graph.program import BANK
+from lyc_fx.graph.program import BANK, same_memory
 from lyc_fx.graph.rewrite import MERGED, Emit
 
 
@@ -26,6 +26,7 @@ class Insertion:
         self._order = {node: position for position, node in enumerate(gm.graph.nodes)}
         self._first = next(iter(self._order))
         self._strengths: dict[str, Node] = {}
+        self._copies: dict[tuple[Hashable, torch.device], nn.Parameter] = {}
 
     def insert(self, name: str, described: Weight, nodes: Sequence[Node]) -> MergedWeight:
         """Let all that reads these nodes, which give the weight of this name, read the merged weight instead.
@@ -40,9 +41,8 @@ class Insertion:
         for each, term in zip(bound, terms, strict=True):
             for number, value in self._numbers(each).items():
                 factors[term.numbers[number]] = torch.tensor(value, dtype=torch.float64, device=device)
-            for field, factor in each.adapter.to_device(device).factors().items():
-                own = factor.detach().clone()  # training the program must not change the adapter set
-                factors[term.places[field]] = nn.Parameter(own, requires_grad=own.is_floating_point())
+            for field, factor in each.adapter.factors().items():
+                factors[term.places[field]] = self._own(factor, device)
         found: dict[str, Node] = {}
         for node in nodes:
             reader = min(node.users, key=self._order.__getitem__)
@@ -55,6 +55,19 @@ class Insertion:
             for user in users:
                 user.replace_input_with(node, result)
         return made
+
+    def _own(self, factor: Tensor, device: torch.device) -> nn.Parameter:
+        """A copy, since training the program must not change the adapter set.
+
+        One for all weights with this tensor (VeRA's matrices), unless each may get another one in its place.
+        """
+        key = same_memory(factor) if self._room is None else None
+        known = self._copies.get((key, device)) if key is not None else None
+        if known is None:
+            copy = factor.detach().to(device, copy=True, memory_format=torch.preserve_format)
+            known = nn.Parameter(copy, requires_grad=copy.is_floating_point())
+            self._copies[key, device] = known
+        return known
 
     def bound(self, name: str) -> list[Bound]:
         """The adapters to insert for a weight: what has no effect now may have one later, where there is room."""

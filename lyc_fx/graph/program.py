@@ -4,7 +4,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
@@ -173,6 +173,13 @@ def weights(gm: GraphModule) -> Iterator[Node]:
     for node in gm.graph.find_nodes(op="get_attr"):
         if isinstance(node.meta.get("val"), Tensor):
             yield node
+
+
+def same_memory(tensor: Tensor) -> Hashable:
+    """What is equal for tensors that show the same memory in the same way; None for one without values."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor) or not tensor.numel():
+        return None
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device
 
 
 def owner(node: Node) -> tuple[str, str]:

@@ -16,10 +16,12 @@ from lyc_fx.graph.further import further
 from lyc_fx.graph.plan import Plan
 from lyc_fx.graph.program import captured, facts, history, remember
 from lyc_fx.passes.canonicalize import Canonicalize
+from lyc_fx.passes.concat import Concat
 from lyc_fx.passes.distribute import Distribute
 from lyc_fx.passes.evaluate import Evaluate
 from lyc_fx.passes.fold import Fold
 from lyc_fx.passes.narrow import Narrow
+from lyc_fx.passes.share import Share
 from lyc_fx.passes.splice import Splice
 from lyc_fx.passes.stage import Stage
 
@@ -70,8 +72,9 @@ def lower(
 ) -> GraphModule:
     """Make an adapted program quick to run unfolded.
 
-    Adapters move from weights to activations where the plan says so and an exact chain exists; formulas that
-    stay with the weights are computed in float32 instead of float64. A plan comes from `lyc_fx.plan`; without one,
+    Adapters move from weights to activations where the plan says so and an exact chain exists; their narrow layers that
+    read the same activations, such as those of queries, keys and values, become one; formulas that stay with the
+    weights are computed in float32 instead of float64. A plan comes from `lyc_fx.plan`; without one,
     every chain is taken that is no more work than the layer itself.
     `lyc_fx.history(result)` says how often each pass and rule fired, and why rules did not.
 
@@ -87,7 +90,7 @@ def lower(
     wanted = further(passes)
     chosen = plan or Plan.default(captured(adapted))
     chosen.refuse_unknown(adapted)
-    own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize()
+    own = Distribute(chosen.chains, always=plan is not None), Narrow(), Canonicalize(), Share(), Concat()
     lowered = pipeline.run(adapted, *own, *wanted, check=check)
     remember(lowered, rebuilt=frozenset(each.weight for each in chosen.layers if each.form == "rebuilt"))
     return lowered

@@ -12,7 +12,7 @@ from structures import STRUCTURES, Shape, drawn, exact, integers
 from torch import Tensor
 
 from lyc_fx.adapters.shaped import Additive
-from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker
+from lyc_fx.algebra import Dense, Hadamard, Kron, Low, Structure, Tucker, Weighted
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12)) | st.tuples(
     st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)
@@ -26,6 +26,9 @@ def entries(structure: Structure, shape: Shape) -> Tensor:
     if isinstance(structure, Low):
         right = structure.right.reshape(structure.left.shape[1], shape[1], -1)
         return torch.einsum("or,rik->oik", structure.left, right).reshape(shape)
+    if isinstance(structure, Weighted):
+        right = structure.right.reshape(structure.left.shape[1], shape[1], -1)
+        return torch.einsum("o,or,r,rik->oik", structure.rows, structure.left, structure.ranks, right).reshape(shape)
     if isinstance(structure, Tucker):
         core = structure.core.flatten(2) if structure.core.dim() > 2 else structure.core.unsqueeze(-1)
         return torch.einsum("pqk,op,qi->oik", core, structure.left, structure.right).reshape(shape)

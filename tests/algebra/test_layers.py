@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from structures import STRUCTURES, drawn, exact, integers
 from torch import Tensor
 
+from lyc_fx.algebra.added import Added
 from lyc_fx.algebra.blocks import Blocks, Swap
+from lyc_fx.algebra.joined import joined
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.algebra.maps import Compose, Diagonal, Map
 from lyc_fx.algebra.shear import Shear
@@ -102,6 +104,29 @@ def test_a_structure(name: str, op: Any, data: st.DataObject) -> None:
         assert any(text in str(reason) for text in allowed[name])
     else:
         assert torch.equal(found, drawn_layer.outputs(-2 * structure.value(call.shape)))
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+@exact
+@given(data=st.data())
+def test_low_ranks_are_joined(op: Any, data: st.DataObject) -> None:
+    """Beside others, whatever their order; an embedding keeps its tables."""
+    drawn_layer = data.draw(layers(op))
+    call, x = drawn_layer.call, drawn_layer.x
+    names = data.draw(st.permutations(["low", "low", "khatri_rao", "tucker", "dense"]))
+    structures = [data.draw(drawn(STRUCTURES[name], call.shape)) for name in names]
+    sums = [Added(structure, float(scale)) for scale, structure in enumerate(structures, -3)]
+    found = joined(call, sums)
+    in_order = joined(call, sums, in_order=True)
+    narrow = [name in ("low", "khatri_rao") for name in names]
+    assert len(found) == (5 if call.looks_up else 3)
+    runs = sum(here and not before for before, here in zip([False, *narrow], narrow, strict=False))
+    assert len(in_order) == (5 if call.looks_up else 2 + runs)
+    change = sum(each.change(torch.zeros(call.shape, dtype=torch.float64)) for each in sums)
+    for actions in (found, in_order):
+        assert torch.equal(
+            sum(each.structure.act(call, x, each.scale) for each in actions), drawn_layer.outputs(change)
+        )
 
 
 def diagonal(draw: st.DrawFn, count: int) -> Map:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lyc_fx.algebra.action import Action
 from lyc_fx.algebra.added import Added
+from lyc_fx.algebra.joined import joined
 from lyc_fx.algebra.layer import NoChain
 from lyc_fx.algebra.of_rows import OfRows
 from lyc_fx.graph.formulas import adapter_of, strength_of
@@ -40,7 +41,7 @@ class Chain:
     def __call__(self, at: Mapping[str, Tensor]) -> Tensor:
         x, base, bias = at["x"], at["base"], at.get("bias")
         logical = base.t() if self.made.transposed else base
-        actions = self.actions(at)
+        actions = joined(self.call, self.actions(at), in_order=self.made.sequential)
         after = any(action.after(self.call) for action in actions)
         plain = _once(lambda inputs: self.call.base(inputs, self._read(base), None))
         weight, outer = self._read(at.get("weight", base)), None if after else bias
