@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo bench-fold bench-forward gpu-code clean
+.PHONY: help test demo bench-fold bench-forward bench-start bench-swaps bench-gpu gpu-code clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,15 @@ lyc_fx/passes:
 
 bench-forward: .venv/.test  ## calls of adapted models beside PEFT and LyCORIS (ARGS="--sizes 16 --eager": less)
 	$(BIN)/python benchmarks/forward.py $(ARGS)
+
+bench-start: .venv/.test  ## a first and a second process with a compiled model, to the first result
+	$(BIN)/python benchmarks/second_start.py $(ARGS)
+
+bench-swaps: .venv/.test  ## adapters that take turns in a compiled UNet: recompiles, and seconds for each swap
+	$(BIN)/python benchmarks/swaps.py $(ARGS)
+
+bench-gpu: .venv/.test  ## on a CUDA device: correctness, swaps, calls and merges (ARGS="--out docs/gpu.md")
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf .venv

@@ -81,6 +81,20 @@ def test_a_model_without_such_blocks_is_compiled_whole() -> None:
     assert torch.equal(compiled(x), model(x)) and backend.graphs == 1
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_lists_of_torchs_own_layers(adapted: bool) -> None:
+    """Dynamo does not begin at their code, but at the forward that adapters give them."""
+    torch.compiler.reset()
+    model = Net().double()
+    model.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(2)]).double().requires_grad_(False)
+    x, backend = torch.randn(5, 6, dtype=torch.float64), Counting()
+    if adapted:
+        lyc_fx.attach(model, adapters(model, "locon"), 0.7)
+    wanted = model(x)
+    torch.testing.assert_close(lyc_fx.compile(model, backend=backend)(x), wanted)
+    assert backend.graphs == 1
+
+
 def test_a_program_is_compiled_for_its_open_sizes() -> None:
     torch.compiler.reset()
     backend = Counting()

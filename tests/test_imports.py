@@ -34,7 +34,8 @@ MAY: dict[str, set[str]] = {
     "passes": {"adapters", "algebra", "binding", "errors", "graph", "merging", "numerics"},
     "verbs": {"adapters", "binding", "choices", "errors", "graph", "passes"},
     "model": {"adapters", "base", "binding", "choices", "errors", "graph", "merging", "naming", "storage"},
-    "compiling": {"errors", "graph"},
+    "caching": {"errors", "storage"},
+    "compiling": {"caching", "errors", "graph"},
     "attaching": {
         "adapters", "base", "binding", "choices", "errors", "graph", "merging", "model", "verbs",
     },

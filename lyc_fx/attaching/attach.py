@@ -181,6 +181,8 @@ class Attached:
     def _merged(self, chosen: Chosen) -> dict[str, dict[str, Tensor]]:
         """The merged weights of modules without a program, by path and by their names in the module."""
         found: dict[str, dict[str, Tensor]] = {}
+        if not chosen.substituted:
+            return found  # without starting threads, which would take a fifth of a change of strengths
         with threaded_scheduler() as scheduler:
             for path, names in chosen.substituted.items():
                 if self._how == "trainable":

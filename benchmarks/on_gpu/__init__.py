@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/gpu.py`, each of which yields the rows of a table."""

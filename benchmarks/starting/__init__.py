@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/second_start.py`."""

@@ -1,0 +1,1 @@
+"""What inductor has compiled, kept in a file between processes."""
