@@ -12,6 +12,7 @@ from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import NAME, Bank
 from lyc_fx.attaching.forwards import Forward, Shell, install, substituted
 from lyc_fx.attaching.layer_program import LayerProgram, layer_key
+from lyc_fx.attaching.quantized import Own, value_of
 from lyc_fx.binding.bound import Bound
 from lyc_fx.graph.exchange import fill
 from lyc_fx.graph.merged_weight import Term
@@ -44,7 +45,9 @@ class Layer:
         """Let a module run a program, with a bank that has no values yet."""
         device = next(module.parameters()).device
         held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
-        layer = cls._of(module, Bank(held, saved=saved), program, program.forward)
+        bank = Bank(held, saved=saved)
+        object.__setattr__(bank, "own", Own(module))  # which the programs of quantized layers call
+        layer = cls._of(module, bank, program, program.forward)
         return replace(layer, key=layer_key(module))
 
     @classmethod
@@ -96,9 +99,7 @@ class Layer:
                     self.bank.read(name).copy_(value)
 
     def _read(self, name: str) -> Tensor:
-        found = self.bank.read(name) if name.startswith(f"{BANK}.") else getattr(self.module, name)
-        assert isinstance(found, Tensor)
-        return found
+        return self.bank.read(name) if name.startswith(f"{BANK}.") else value_of(self.module, name)
 
 
 def numbered(given: Given) -> dict[str, tuple[Bound, ...]]:

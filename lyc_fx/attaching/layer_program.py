@@ -16,6 +16,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.calls import LayerCall, torchs_class
 from lyc_fx.attaching.forwards import Forward, chained
+from lyc_fx.base.quantizers import quantized
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph import pipeline
@@ -96,6 +97,8 @@ class Insert(PassBase):
 
 def layer_key(module: nn.Module) -> Hashable:
     """What is equal for layers that one captured program is for."""
+    if (held := quantized(module)) is not None:
+        return type(module), options(module), held.form, module._parameters.get("bias") is None
     own = tuple((n, tuple(p.shape), p.dtype, p.device) for n, p in module._parameters.items() if p is not None)
     return type(module), options(module), own
 
