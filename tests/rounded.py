@@ -46,8 +46,8 @@ class Rounded(Tensor):
         if func is nn.functional.linear:
             x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
             COUNTS["products"] += 1
-            y = (x @ weight.numbers.to(x.dtype).t()) * weight.scale.squeeze(1)
-            return y if bias is None else y + bias
+            y = (x @ weight.numbers.to(x.dtype).t()) * weight.scale.squeeze(1).to(x.dtype)
+            return y if bias is None else y + bias.to(x.dtype)
         return super().__torch_function__(func, types, args, kwargs or {})
 
     @classmethod

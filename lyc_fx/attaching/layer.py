@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
-from lyc_fx.attaching.bank import NAME, Bank
+from lyc_fx.attaching.bank import NAME, Bank, leaf
 from lyc_fx.attaching.forwards import Forward, Shell, install, substituted
 from lyc_fx.attaching.layer_program import LayerProgram, layer_key
-from lyc_fx.attaching.quantized import Own, value_of
+from lyc_fx.attaching.quantized import OWN, Own, value_of
 from lyc_fx.binding.bound import Bound
 from lyc_fx.graph.exchange import fill
 from lyc_fx.graph.merged_weight import Term
@@ -46,7 +46,8 @@ class Layer:
         device = next(module.parameters()).device
         held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
         bank = Bank(held, saved=saved)
-        object.__setattr__(bank, "own", Own(module))  # which the programs of quantized layers call
+        if OWN in program.reads:
+            object.__setattr__(bank, leaf(OWN), Own(module))  # no submodule: it would contain itself
         layer = cls._of(module, bank, program, program.forward)
         return replace(layer, key=layer_key(module))
 

@@ -24,6 +24,7 @@ from lyc_fx.graph.capture import capture
 from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.places import Places
+from lyc_fx.graph.plan import Plan
 from lyc_fx.graph.program import BANK, facts, remember, tensors
 from lyc_fx.graph.targets import targets
 from lyc_fx.graph.verbs import lower, stage
@@ -65,10 +66,15 @@ class LayerProgram:
         room: Room,
         how: How,
         options: tuple[Any, ...],
+        *,
+        always: bool = False,
     ) -> Self:
-        """From a layer's program without adapters, and the adapters of its parameters."""
+        """From a layer's program without adapters, and the adapters of its parameters.
+
+        `always`: chains even where a merged weight would be less work.
+        """
         program = pipeline.run(captured, Insert(binding, weights, room))
-        program = program if how == "resident" else lower(program)
+        program = program if how == "resident" else lower(program, Plan.default(program) if always else None)
         program = program if how == "trainable" else stage(program)
         places = facts(program).places
         assert places is not None

@@ -87,9 +87,16 @@ class Programs:
             if alike not in captured:
                 captured[alike] = captured_layer(dequantized(module), call)
             binding = Binding(numbered(given), Report(()), sequential)
-            made = LayerProgram.of(
-                captured[alike], call, binding, weights, self._room, self._how, call.options(module)
-            )
             held = quantized(module)
+            made = LayerProgram.of(
+                captured[alike],
+                call,
+                binding,
+                weights,
+                self._room,
+                self._how,
+                call.options(module),
+                always=held is not None,
+            )
             self._programs[key] = made if held is None else beside(made, held)
         return self._programs[key]

@@ -29,6 +29,7 @@ class Own:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._bare = _without_bias(module)
 
     def call(self, x: Tensor) -> Tensor:
         """`layer(x)`, by the code of the layer's class."""
@@ -36,13 +37,20 @@ class Own:
 
     def call_without_bias(self, x: Tensor) -> Tensor:
         """The same of a layer that has the same weight and no bias."""
-        bare = copy.copy(self.module)
-        bare._parameters = {**self.module._parameters, _BIAS: None}
+        bare = self._bare
+        if bare.training != self.module.training or bare._parameters[_WEIGHT] is not self.module._parameters[_WEIGHT]:
+            bare = self._bare = _without_bias(self.module)
         return type(bare).forward(bare, x)
 
     def weight(self) -> Tensor:
         """The weight, dequantized."""
         return value_of(self.module, _WEIGHT)
+
+
+def _without_bias(module: nn.Module) -> nn.Module:
+    bare = copy.copy(module)
+    bare._parameters, bare._modules = {**module._parameters, _BIAS: None}, {}
+    return bare
 
 
 def value_of(module: nn.Module, name: str) -> Tensor:
@@ -88,7 +96,8 @@ def beside(made: LayerProgram, held: Quantized) -> LayerProgram:
     named = dict(zip(made.reads, tensors, strict=True))
     with graph.inserting_after(tensors[-1] if tensors else x):
         own = graph.placeholder("own")
-    calls = _call_own(graph, x, own, named)
+    biased = held.module._parameters.get(_BIAS) is not None
+    calls = _call_own(graph, x, own, named, biased=biased)
     if made.call.multiplies:
         _cast(graph, x, calls, held.dtype)
     if (weight := named.get(_WEIGHT)) is not None and weight.users:
@@ -102,18 +111,18 @@ def beside(made: LayerProgram, held: Quantized) -> LayerProgram:
     return replace(made, run=GraphModule(nn.Module(), graph).forward, reads=reads)
 
 
-def _call_own(graph: Graph, x: Node, own: Node, named: Mapping[str, Node]) -> list[Node]:
+def _call_own(graph: Graph, x: Node, own: Node, named: Mapping[str, Node], *, biased: bool) -> list[Node]:
     """Let the layer itself be called where the program calls its plain stand-in; returns these calls."""
     weight, bias, calls = named.get(_WEIGHT), named.get(_BIAS), []
     for node in list(weight.users) if weight is not None else []:
         if (found := _base_call(node, weight)) is None:
             continue
         given, added = found
-        whole = added is bias or node.target is aten.embedding.default
+        whole = added is bias and (added is not None) == biased
         with graph.inserting_before(node):
             y = graph.call_method("call" if whole else "call_without_bias", (own, given))
             calls.append(y)
-            if not whole and added is not None:
+            if added is not None and not whole:
                 y = graph.call_function(aten.add.Tensor, (y, added))
         node.replace_all_uses_with(y)
         graph.erase_node(node)

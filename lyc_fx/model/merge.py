@@ -59,8 +59,8 @@ def merge(
 
     Returns a report of what was applied where, and how much each weight changed. Raises BadAdapter, listing every
     adapter that matches no weight or does not fit, or naming a weight that overflows or is not finite in the base, or
-    whose change is lost when it is quantized again; Unsupported for a captured program, for weights on the meta device, and for weights that are computed in a way that
-    cannot be inverted. Warns with NothingChanged if every weight is as before.
+    whose change is lost when it is quantized again; Unsupported for a captured program, for weights on the meta device,
+    and for weights that are quantized (without `requantize`) or computed in a way that cannot be inverted. Warns with NothingChanged if every weight is as before.
     """
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     module = as_module(model)

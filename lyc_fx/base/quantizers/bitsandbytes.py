@@ -42,9 +42,9 @@ class Bits8(Quantized):
         return (weight.detach().float().as_subclass(Tensor) * (rows.float() / 127)[:, None]).to(dtype)
 
     def requantized(self, value: Tensor) -> nn.Parameter:
-        weight = type(self.stored)
-        made: Any = weight(value.half().cpu(), requires_grad=False, has_fp16_weights=False)  # type: ignore[call-arg]
-        return made.to(self.stored.device)
+        stored = _any(self.stored)
+        made = type(stored)(value.half().cpu(), requires_grad=False, has_fp16_weights=False)
+        return made.to(stored.device)
 
 
 @final
@@ -75,7 +75,7 @@ class Bits4(Quantized):
 
     def requantized(self, value: Tensor) -> nn.Parameter:
         stored = _any(self.stored)
-        made: Any = type(stored)(
+        made = type(stored)(
             value.to(self.dtype),
             requires_grad=False,
             blocksize=stored.blocksize,

@@ -3,15 +3,14 @@
 from torch import nn
 
 from lyc_fx.base.quantizers.bitsandbytes import Bits4, Bits8, is_4bit, is_8bit
-from lyc_fx.base.quantizers.quantized import Quantized
+from lyc_fx.base.quantizers.quantized import Quantized, tensor_of
 from lyc_fx.base.quantizers.subclass import QuantizedTensor, dequantizes
 from lyc_fx.base.quantizers.torchao import Torchao, is_torchao
 
 
 def quantized(module: nn.Module, name: str = "weight") -> Quantized | None:
     """Return what is known of a module's quantized weight; None for any other, and where there is none."""
-    tensor = module._parameters.get(name)
-    tensor = module._buffers.get(name) if tensor is None else tensor
+    tensor = tensor_of(module, name)
     if tensor is None:
         return None
     if isinstance(module, nn.Linear) and is_8bit(tensor):

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,7 @@ class Quantized(ABC):
     @property
     def stored(self) -> Tensor:
         """The tensor as the module holds it."""
-        found = self.module._parameters.get(self.name)
-        found = self.module._buffers[self.name] if found is None else found
+        found = tensor_of(self.module, self.name)
         assert found is not None
         return found
 
@@ -66,8 +65,8 @@ class Quantized(ABC):
 
     def put(self, parameter: Tensor) -> None:
         """Let the module have this parameter, from `requantized` or `stored`, instead of the one that it has."""
-        table = self.module._parameters if self.name in self.module._parameters else self.module._buffers
-        table[self.name] = parameter
+        table: dict[str, Any] = self.module._parameters
+        (table if self.name in table else self.module._buffers)[self.name] = parameter
 
     @final
     @property
@@ -78,3 +77,9 @@ class Quantized(ABC):
             "requantize=True) dequantizes it, merges, quantizes it again, and says how much of the change is lost; or "
             "merge into the model before it is converted, or fold the adapter into its checkpoint (lyc-fx fold)"
         )
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer that a module itself holds."""
+    found = module._parameters.get(name)
+    return module._buffers.get(name) if found is None else found
