@@ -45,11 +45,12 @@ def merge(
 
     `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`. `compute` is the dtype of the
     sums (default: float64, where the device has it); the formula is that of the other roads (`families.merged`).
-    `allow_nonfinite` accepts base weights that hold NaN or infinity. `requantize` merges into quantized weights (torchao,
-    bitsandbytes) too: each is dequantized, merged in float32, and quantized again as it was; the report says which part
-    of its change that loses. `component` names the component to adapt where
+    `allow_nonfinite` accepts base weights that hold NaN or infinity. `component` names the component to adapt where
     several components of a pipeline have the same parameter names, such as `transformer` and `transformer_2` of Wan 2.2
     (a list names several); by default it is the first one, and the report says so.
+
+    `requantize` merges into quantized weights too (torchao's, bitsandbytes'): each is dequantized, merged in float32,
+    and quantized again as it was. The report's `losses` say how much of each change that costs.
 
     Everything is checked before anything is changed. If the merge fails all the same, or is interrupted, the model is
     exactly as before: until the end, a copy of each changed weight is kept (on the CPU, or on the weight's GPU as long
@@ -60,7 +61,8 @@ def merge(
     Returns a report of what was applied where, and how much each weight changed. Raises BadAdapter, listing every
     adapter that matches no weight or does not fit, or naming a weight that overflows or is not finite in the base, or
     whose change is lost when it is quantized again; Unsupported for a captured program, for weights on the meta device,
-    and for weights that are quantized (without `requantize`) or computed in a way that cannot be inverted. Warns with NothingChanged if every weight is as before.
+    and for weights that are quantized (without `requantize`) or computed in a way that cannot be inverted.
+    Warns with NothingChanged if every weight is as before.
     """
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     module = as_module(model)
