@@ -4,6 +4,7 @@ from torch import nn
 
 from lyc_fx.base.quantizers.bitsandbytes import Bits4, Bits8, is_4bit, is_8bit
 from lyc_fx.base.quantizers.quantized import Quantized, tensor_of
+from lyc_fx.base.quantizers.quanto import Quanto, is_quanto
 from lyc_fx.base.quantizers.subclass import QuantizedTensor, dequantizes
 from lyc_fx.base.quantizers.torchao import Torchao, is_torchao
 
@@ -19,4 +20,6 @@ def quantized(module: nn.Module, name: str = "weight") -> Quantized | None:
         return Bits4(module, name)
     if is_torchao(tensor):
         return Torchao(module, name)
+    if name == "weight" and is_quanto(module, tensor):
+        return Quanto(module, name)
     return QuantizedTensor(module, name) if dequantizes(tensor) else None

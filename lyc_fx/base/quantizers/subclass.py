@@ -1,4 +1,4 @@
-"""Weights of a class of tensors that can dequantize itself, such as optimum-quanto's, or one of your own."""
+"""Weights of a class of tensors that can dequantize itself, such as one of your own."""
 
 from dataclasses import dataclass
 from typing import Any
