@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from quantizers import package
 
 import lyc_fx
 
 PAGE = (Path(__file__).parents[1] / "docs" / "unmerged.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    one, two = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    one, _, two = BLOCKS
     torch.manual_seed(0)
     exec(one, names)
     plain = names["model"](names["x"])
@@ -31,3 +33,16 @@ def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with lyc_fx.live(names["model"]) as live:
         live.set(lyc_fx.load(names["other"]), 0.25)
         torch.testing.assert_close(names["fast"](names["x"]), names["model"](names["x"]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_its_python_on_quantized_models_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    package("torchao.quantization")
+    one, quantized, _ = BLOCKS
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(one, names)
+    exec(quantized, names)
+    share = float(re.findall(r"'0\.weight': (0\.\d+)", capsys.readouterr().out)[0])
+    assert 0.001 < share < 0.2
+    torch.testing.assert_close(names["merged"], names["beside"], rtol=0.1, atol=0.1)

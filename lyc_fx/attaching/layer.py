@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
-from lyc_fx.attaching.bank import NAME, Bank
+from lyc_fx.attaching.bank import NAME, Bank, leaf
 from lyc_fx.attaching.forwards import Forward, Shell, install, substituted
 from lyc_fx.attaching.layer_program import LayerProgram, layer_key
+from lyc_fx.attaching.quantized import OWN, Own, value_of
 from lyc_fx.binding.bound import Bound
 from lyc_fx.graph.exchange import fill
 from lyc_fx.graph.merged_weight import Term
@@ -44,7 +45,10 @@ class Layer:
         """Let a module run a program, with a bank that has no values yet."""
         device = next(module.parameters()).device
         held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
-        layer = cls._of(module, Bank(held, saved=saved), program, program.forward)
+        bank = Bank(held, saved=saved)
+        if OWN in program.reads:
+            object.__setattr__(bank, leaf(OWN), Own(module))  # no submodule: it would contain itself
+        layer = cls._of(module, bank, program, program.forward)
         return replace(layer, key=layer_key(module))
 
     @classmethod
@@ -101,9 +105,7 @@ def fill_bank(
     """Put adapters into a program's places, and compute what is staged, in tensors that `held` gives by name."""
 
     def read(name: str) -> Tensor:
-        found = held(name) if name.startswith(f"{BANK}.") else getattr(module, name)
-        assert isinstance(found, Tensor)
-        return found
+        return held(name) if name.startswith(f"{BANK}.") else value_of(module, name)
 
     if others:
         fill(filled, room.numbers, held)

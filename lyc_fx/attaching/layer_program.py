@@ -16,6 +16,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.calls import LayerCall, torchs_class
 from lyc_fx.attaching.forwards import Forward, chained
+from lyc_fx.base.quantizers import quantized
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.graph import pipeline
@@ -23,6 +24,7 @@ from lyc_fx.graph.capture import capture
 from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.places import Places
+from lyc_fx.graph.plan import Plan
 from lyc_fx.graph.program import BANK, facts, remember, tensors
 from lyc_fx.graph.targets import targets
 from lyc_fx.graph.verbs import lower, stage
@@ -69,10 +71,15 @@ class LayerProgram:
         room: Room,
         how: How,
         options: tuple[Any, ...],
+        *,
+        always: bool = False,
     ) -> Self:
-        """From a layer's program without adapters, and the adapters of its parameters."""
+        """From a layer's program without adapters, and the adapters of its parameters.
+
+        `always`: chains even where a merged weight would be less work.
+        """
         program = pipeline.run(captured, Insert(binding, weights, room))
-        program = program if how == "resident" else lower(program)
+        program = program if how == "resident" else lower(program, Plan.default(program) if always else None)
         program = program if how == "trainable" else stage(program)
         places = facts(program).places
         assert places is not None
@@ -100,6 +107,8 @@ class Insert(PassBase):
 
 def layer_key(module: nn.Module) -> Hashable:
     """What is equal for layers that one captured program is for."""
+    if (held := quantized(module)) is not None:
+        return type(module), options(module), held.form, module._parameters.get("bias") is None
     own = tuple((n, tuple(p.shape), p.dtype, p.device) for n, p in module._parameters.items() if p is not None)
     return type(module), options(module), own
 

@@ -12,7 +12,9 @@ from lyc_fx.attaching.calls import LayerCall, layer_call
 from lyc_fx.attaching.forwards import place_of
 from lyc_fx.attaching.layer import Given, Layer, form_key, numbered, places
 from lyc_fx.attaching.layer_program import How, LayerProgram, captured_layer, layer_key
+from lyc_fx.attaching.quantized import beside, dequantized, plain
 from lyc_fx.attaching.units import Units
+from lyc_fx.base.quantizers import quantized
 from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.report import Report
@@ -44,7 +46,7 @@ class Programs:
             module, layer = model.get_submodule(path), layers.get(path)
             if layer is None:
                 place_of(module)
-            if (call := layer_call(module)) is None:
+            if (call := layer_call(plain(module))) is None:
                 continue
             given = self.given(names, binding)
             program = layer.program if layer is not None and layer.is_at_home else None
@@ -84,9 +86,18 @@ class Programs:
         key = alike, sequential, tuple((n, weights[n], form_key(each, self._room)) for n, each in given.items())
         if key not in self._programs:
             if alike not in captured:
-                captured[alike] = captured_layer(module, call)
+                captured[alike] = captured_layer(dequantized(module), call)
             binding = Binding(numbered(given), Report(()), sequential)
-            self._programs[key] = LayerProgram.of(
-                captured[alike], call, binding, weights, self._room, self._how, call.options(module)
+            held = quantized(module)
+            made = LayerProgram.of(
+                captured[alike],
+                call,
+                binding,
+                weights,
+                self._room,
+                self._how,
+                call.options(module),
+                always=held is not None,
             )
+            self._programs[key] = made if held is None else beside(made, held)
         return self._programs[key]

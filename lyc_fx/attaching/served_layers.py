@@ -21,6 +21,7 @@ from lyc_fx.attaching.layer_program import layer_key
 from lyc_fx.attaching.programs import Programs
 from lyc_fx.attaching.shelves import Read, Shelf, Shelves, Write, placed
 from lyc_fx.attaching.units import WHOLE, Units, named
+from lyc_fx.base.quantizers import quantized
 from lyc_fx.binding.bound import Binding
 from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import run_serially
@@ -181,8 +182,9 @@ class Layers:
 def _refuse(path: str, module: nn.Module) -> None:
     """Raise Unsupported for a module that cannot serve adapters."""
     place_of(module)
-    if isinstance(module, WHOLE):
-        raise Unsupported(f"{path}: a {type(module).__name__} cannot serve several: use lyc_fx.attach or live")
+    if isinstance(module, WHOLE) or quantized(module) is not None:
+        kind = type(module).__name__ if isinstance(module, WHOLE) else f"quantized {type(module).__name__}"
+        raise Unsupported(f"{path}: a {kind} cannot serve several adapters: use lyc_fx.attach")
 
 
 def _copy(values: Mapping[str, Tensor], held: Read) -> None:

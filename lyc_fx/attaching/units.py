@@ -11,7 +11,7 @@ from lyc_fx.model.weight_handles import WeightHandle
 
 WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Their code reads parameters of submodules without calling them"""
-_HARMLESS = ("is tied to", "several elements at the same place")
+_HARMLESS = ("is tied to", "several elements at the same place", "is quantized")
 """Obstacles to overwriting a weight, which is not done here"""
 Units = Mapping[str, Mapping[str, str]]
 """By the path of each module, its adapted parameters: their names in the module, and in the model"""

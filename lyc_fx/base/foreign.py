@@ -13,6 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from lyc_fx.base.quantizers import quantized
+
 _DISTRIBUTED = "torch.distributed.tensor."
 """The module of DTensor, recognized by name: importing it is slow, and some builds of torch lack it"""
 
@@ -106,6 +108,8 @@ def capture_refusal(model: nn.Module) -> str | None:
         )
     for path, module in model.named_modules():
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and (reason := foreign_reason(tensor) or offload_reason(module, tensor)) is not None:
-                return f"{path}.{leaf} {reason}".lstrip(".")
+            held = quantized(module, leaf)
+            reason = None if tensor is None else foreign_reason(tensor) or offload_reason(module, tensor)
+            if held is not None or reason is not None:
+                return f"{path}.{leaf} {reason if held is None else held.advice}".lstrip(".")
     return None

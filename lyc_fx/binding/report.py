@@ -68,6 +68,8 @@ class Report:
     """The model's weights of two or more dimensions that have no adapter"""
     changes: Mapping[str, float] = field(default_factory=dict)
     """`‖W' - W‖ / ‖W‖` of each merged weight, estimated from some of its elements; 0 if no bit changed"""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """`‖Q(W') - W'‖ / ‖W' - W‖` of each quantized weight W, which was dequantized, merged, and quantized again by Q"""
 
     def __repr__(self) -> str:
         return f"<Report: {self._summary}, {counted(len(self.notes), 'note')}>"
@@ -136,6 +138,7 @@ class Report:
                 "scale": f"{row.scale:g}",
                 "strength": f"{row.strength:g}",
                 **({"change": _percent(self.changes.get(row.target))} if self.changes else {}),
+                **({"lost": _percent(self.losses.get(row.target))} if self.losses else {}),
             }
             for row in self.applied
         ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +19,8 @@ from lyc_fx.errors import Unsupported
 from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
-from lyc_fx.model.weight_handles import WeightHandle, find_weights
+from lyc_fx.model.requantized import merge_requantized, refuse_quantized
+from lyc_fx.model.weight_handles import Values, WeightHandle, find_weights
 from lyc_fx.model.whole import Pipeline, as_module
 from lyc_fx.naming.disk import names_on_disk
 
@@ -35,6 +37,7 @@ def merge(
     sequential: bool = False,
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
+    requantize: bool = False,
     component: str | Sequence[str] | None = None,
 ) -> Report:
     """Merge adapters into the parameters of a model, or of a pipeline's components, in place:
@@ -46,6 +49,9 @@ def merge(
     several components of a pipeline have the same parameter names, such as `transformer` and `transformer_2` of Wan 2.2
     (a list names several); by default it is the first one, and the report says so.
 
+    `requantize` merges into quantized weights too (torchao's, bitsandbytes'): each is dequantized, merged in float32,
+    and quantized again as it was. The report's `losses` say how much of each change that costs.
+
     Everything is checked before anything is changed. If the merge fails all the same, or is interrupted, the model is
     exactly as before: until the end, a copy of each changed weight is kept (on the CPU, or on the weight's GPU as long
     as half of its memory stays free). Apart from these copies, a merge needs memory for a few blocks of a weight; for
@@ -53,15 +59,18 @@ def merge(
     of its own, which the report notes.
 
     Returns a report of what was applied where, and how much each weight changed. Raises BadAdapter, listing every
-    adapter that matches no weight or does not fit, or naming a weight that overflows or is not finite in the base;
-    Unsupported for a captured program, for weights on the meta device, and for weights that are computed in a way that
-    cannot be inverted. Warns with NothingChanged if every weight is as before.
+    adapter that matches no weight or does not fit, or naming a weight that overflows or is not finite in the base, or
+    whose change is lost when it is quantized again; Unsupported for a captured program, for weights on the meta device,
+    and for weights that are quantized (without `requantize`) or computed in a way that cannot be inverted.
+    Warns with NothingChanged if every weight is as before.
     """
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     module = as_module(model)
     refuse_attached(module)
     found, binding = bind_model(module, stack, strict=strict)
-    notes, effects = [], dict[str, Effect]()
+    if not requantize:
+        refuse_quantized(found, binding)
+    notes, effects, losses = [], dict[str, Effect](), dict[str, float]()
     with ExitStack() as undo:
         with threaded_scheduler() as scheduler:
             for name in filter(binding.active, binding.targets):
@@ -72,11 +81,14 @@ def merge(
                 fill = partial(
                     binding.fill, name, scheduler=mode, transposed=handle.transposed, effects=effects, compute=compute
                 )
-                handle.write(fill, undo)
+                if handle.quantized is None:
+                    handle.write(fill, undo)
+                else:
+                    losses[name] = merge_requantized(name, handle.quantized, fill, undo)
                 notes += [handle.note] if handle.note is not None else []
             scheduler.finish()
         undo.pop_all()
-    report = binding.finished(effects, notes)
+    report = replace(binding.finished(effects, notes), losses=losses)
     report.warn()
     return report
 
@@ -98,15 +110,15 @@ def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[st
         raise Unsupported(reason)
     found, same = find_weights(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
-    fused = twins({name: found[name].read() for name in weights})
+    fused = twins(Values(found, weights))
     binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
-    for name in binding.targets:
-        path = name.rpartition(".")[0]
-        weight = found[name].read()
-        reason = foreign_reason(weight) or offload_reason(model.get_submodule(path), weight)
+    stored = {name: handle.stored for name, handle in found.items() if name in binding.targets}
+    for name, weight in stored.items():
+        foreign = foreign_reason(weight) if found[name].quantized is None else None
+        reason = foreign or offload_reason(model.get_submodule(name.rpartition(".")[0]), weight)
         if reason is not None:
             raise Unsupported(f"{name} {reason}")
-    empty = [name for name in binding.targets if found[name].read().is_meta]
+    empty = [name for name, weight in stored.items() if weight.is_meta]
     if empty:
         raise Unsupported(f"{empty[0]} is on the meta device: load the model's weights before merging")
     return found, binding

@@ -17,6 +17,7 @@ from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import Scheduler, threaded_scheduler
 from lyc_fx.merging.effect import Effect
 from lyc_fx.model.merge import bind_model, refuse_attached
+from lyc_fx.model.requantized import refuse_quantized
 from lyc_fx.model.stores import Store, make_store
 from lyc_fx.model.undo import overwrite, save_for_undo
 from lyc_fx.model.weight_handles import WeightHandle
@@ -82,6 +83,7 @@ class Live:
         )
         refuse_attached(self._model)
         found, binding = bind_model(self._model, stack, strict=strict)
+        refuse_quantized(found, binding)
         wanted = {name: found[name] for name in filter(binding.active, binding.targets)}
         self._refuse(wanted)
         notes = [

@@ -1,7 +1,7 @@
 """The weights of a live model: how to read each one, and how to replace it in a way that can be undone."""
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lyc_fx.base.conv1d import stored_in_out
 from lyc_fx.base.foreign import hook_computed
+from lyc_fx.base.quantizers import Quantized, quantized
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.errors import Unsupported
 from lyc_fx.graph.layers import weight_norm_parts
@@ -43,12 +44,38 @@ class WeightHandle:
     """What to tell the user when the weight is replaced"""
     obstacle: str | None = None
     """Why the tensor that `read` returns cannot be overwritten in place; None if it can"""
+    quantized: Quantized | None = None
+    """For a quantized weight, what is known of it; `read` then dequantizes it at each call"""
+
+    @property
+    def stored(self) -> Tensor:
+        """The tensor, as the module has it where it is quantized."""
+        return self.read() if self.quantized is None else self.quantized.stored
 
     @property
     def weight(self) -> Weight:
         """The description that adapters are bound by."""
-        value = self.read()
+        value = self.read() if self.quantized is None else self.quantized
         return Weight(tuple(value.shape), value.dtype, self.transposed, self.of_transposed_conv)
+
+
+@final
+class Values(Mapping[str, Tensor]):
+    """The values of some weights by name, each read when it is asked for."""
+
+    def __init__(self, found: Mapping[str, WeightHandle], names: Collection[str]) -> None:
+        self._found, self._names = found, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._found[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
@@ -64,6 +91,8 @@ def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
                 name = f"{prefix}{leaf}"
                 others = [n for n in memory[id(tensor)] if same.get(n, n) != same.get(name, name)]
                 handle = _stored(module, name, others, name in in_out)
+                if (held := quantized(module, leaf)) is not None:
+                    handle = _quantized(handle, name, held)
                 found[name] = replace(
                     handle, of_transposed_conv=isinstance(module, _ConvTransposeNd) and leaf == "weight"
                 )
@@ -103,6 +132,21 @@ def _stored(module: nn.Module, name: str, others: list[str], transposed: bool) -
 
     note = f"{name} was tied to {', '.join(others)}: it is untied" if others else None
     return WeightHandle(lambda: table[leaf], write, transposed, note=note, obstacle=obstacle)
+
+
+def _quantized(handle: WeightHandle, name: str, held: Quantized) -> WeightHandle:
+    """Make the handle of a quantized weight, from that of its tensor."""
+
+    def refuse(fill: Fill, undo: ExitStack) -> None:
+        raise Unsupported(f"{name} {held.advice}")
+
+    return replace(
+        handle,
+        read=lambda: held.dequantized(held.dtype),
+        write=refuse,
+        obstacle=handle.obstacle or "is quantized",
+        quantized=held,
+    )
 
 
 def _refused(module: nn.Module, name: str, reason: str) -> WeightHandle:
