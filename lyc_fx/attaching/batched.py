@@ -1,6 +1,7 @@
 """The forward of a layer in which each sample of a batch has adapters of its own."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lyc_fx.attaching.bank import NAME, Bank
+from lyc_fx.attaching.blended import Share, blend
 from lyc_fx.attaching.forms import Chained, Form
 from lyc_fx.attaching.forwards import Forward
 from lyc_fx.errors import Unsupported, WrongArgument
@@ -35,6 +37,8 @@ class Picks:
         """For each form `(2, n)`: the samples that have one, and their rows in its bank"""
         self.of_all = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
         """The same as `(2, samples)`: whether each has one, and a row for each, which counts if it has"""
+        self.shares: list[Share] | None = None
+        """Of the sets that are blended, instead of one for each sample"""
 
 
 @final
@@ -42,7 +46,11 @@ class Some:
     """Some samples of a batch, by their positions."""
 
     def __init__(self, picked: Tensor) -> None:
-        self._positions, self.rows = picked
+        self._positions, self._rows = picked
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """A row of a bank's tensor for each."""
+        return rows.index_select(0, self._rows)
 
     def of(self, batch: Tensor) -> Tensor:
         """Those of a batch."""
@@ -58,7 +66,11 @@ class All:
     """All samples, of which some count: their number is no size of any tensor."""
 
     def __init__(self, picked: Tensor) -> None:
-        self._count, self.rows = picked
+        self._count, self._rows = picked
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """A row of a bank's tensor for each."""
+        return rows.index_select(0, self._rows)
 
     def of(self, batch: Tensor) -> Tensor:
         """The batch."""
@@ -78,30 +90,37 @@ def served(forms: Sequence[Form]) -> Forward:
     """
     unbiased = next((form.base for form in forms if isinstance(form, Chained) and form.base is not None), None)
 
+    def base(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's own results, and those that forms without its bias take."""
+        if unbiased is None:
+            y = type(self).forward(self, x)
+            return y, y
+        plain = unbiased(self, x)
+        return (plain if self.bias is None else plain + _shaped(self, plain)), plain
+
     def forward(self: nn.Module, input: Tensor, *rest: Any, **more: Any) -> Any:
         if any(each is not None for each in (*rest, *more.values())):
             raise Unsupported(f"a {type(self).__name__} with served adapters takes its input alone")
         banks: Any = getattr(self, NAME)
         picks: Picks = banks.picks
+        held = list(zip(forms, banks.children(), strict=True))
+        if picks.shares is not None:
+            return blend(self, input, partial(base, self), held, picks.shares)
         _check(self, input, picks.samples)
         x, parts = input, []
         compiling = torch.compiler.is_compiling()
-        for position, (form, bank) in enumerate(zip(forms, banks.children(), strict=True)):
+        for position, (form, bank) in enumerate(held):
             if not compiling and not picks.of_forms[position].shape[1]:
                 continue
             # A compiled convolution cannot have an unknown number of groups.
             samples = All(picks.of_all[position]) if compiling and form.spatial else Some(picks.of_forms[position])
-            own, given = samples.of(input), form.given(self, bank, samples.rows)
+            own, given = samples.of(input), form.given(self, bank, samples.pick)
             parts.append((form, samples, own, given))
             if form.before is not None:
-                x = samples.into(x, form.before(own, *given))
-        if unbiased is None:
-            y = plain = type(self).forward(self, x)
-        else:
-            plain = unbiased(self, x)
-            y = plain if self.bias is None else plain + _shaped(self, plain)
+                x = samples.into(x, form.before.of_each(own, *given))
+        y, plain = base(self, x)
         for form, samples, own, given in parts:
-            y = samples.into(y, form.outputs(own, samples.of(y if form.biased else plain), given))
+            y = samples.into(y, form.of_each(own, samples.of(y if form.biased else plain), given))
         return y
 
     return forward

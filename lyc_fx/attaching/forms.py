@@ -15,8 +15,19 @@ from lyc_fx.attaching.layer_program import LayerProgram
 from lyc_fx.attaching.split import split
 from lyc_fx.graph.program import BANK
 
-OfEach = Callable[..., Tensor]
-"""Of a stack of samples, perhaps a stack of results, and what `Form.given` returns"""
+Pick = Callable[[Tensor], Tensor]
+"""From a tensor of a bank to some rows of it, or to one"""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Function:
+    """Of samples, perhaps of results for them, and of what `Form.given` returns."""
+
+    of_each: Callable[..., Tensor]
+    """With rows of the bank, one for each sample"""
+    of_all: Callable[..., Tensor]
+    """With one row for all"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,16 +38,20 @@ class Form(ABC):
     """Whether its operators ask for the number of samples, as a convolution with other weights for each"""
     biased: bool = True
     """Whether the results of the layer's own call have the layer's bias when they come to `outputs`"""
-    before: OfEach | None = None
+    before: Function | None = None
     """What the layer's own call gets instead of the samples; None for the samples themselves"""
 
     @abstractmethod
-    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
-        """What `before` and `outputs` take besides: the layer's parameters, and these rows of the bank."""
+    def given(self, module: nn.Module, bank: Bank, pick: Pick) -> list[Any]:
+        """What the functions take besides: the layer's parameters, and what `pick` takes of the bank."""
 
     @abstractmethod
-    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
-        """From samples, and the results of the layer's own call for them."""
+    def of_each(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        """Results with a row for each sample, from the samples and the results of the layer's own call for them."""
+
+    @abstractmethod
+    def of_all(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        """The same with one row for all samples."""
 
 
 @final
@@ -45,7 +60,7 @@ class Chained(Form):
     """A program. Its products with the layer's own weight are those of the whole batch, where it has such a part."""
 
     program: LayerProgram
-    after: OfEach
+    after: Function
     shares: bool
     """Whether `after` takes the results of the layer's own call"""
     base: Callable[[nn.Module, Tensor], Tensor] | None = None
@@ -57,34 +72,40 @@ class Chained(Form):
         spatial = len(program.call.dims.split()) > 2
         parts = split(program) if program.call.multiplies else None
         if parts is None:
-            return cls(spatial=spatial, program=program, after=_of_each(program, program.run, 1), shares=False)
-        before = _of_each(program, parts.before, 1) if parts.before else None
+            return cls(spatial=spatial, program=program, after=_function(program, program.run, 1), shares=False)
+        before = _function(program, parts.before, 1) if parts.before else None
         base = None if parts.biased else _unbiased(program, parts.base)
-        after = _of_each(program, parts.after, 2)
+        after = _function(program, parts.after, 2)
         biased = parts.biased
         return cls(spatial=spatial, program=program, after=after, shares=True, biased=biased, before=before, base=base)
 
-    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
+    def given(self, module: nn.Module, bank: Bank, pick: Pick) -> list[Any]:
         return [
-            getattr(bank, leaf(name)).index_select(0, rows) if name.startswith(f"{BANK}.") else getattr(module, name)
+            pick(getattr(bank, leaf(name))) if name.startswith(f"{BANK}.") else getattr(module, name)
             for name in self.program.reads
         ]
 
-    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
-        found = self.after(x, y, *given) if self.shares else self.after(x, *given)
+    def of_each(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        return self._with(self.after.of_each, x, y, given)
+
+    def of_all(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        return self._with(self.after.of_all, x, y, given)
+
+    def _with(self, after: Callable[..., Tensor], x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        found = after(x, y, *given) if self.shares else after(x, *given)
         return as_autocast(found) if self.program.call.multiplies else found
 
 
-def _of_each(program: LayerProgram, function: Callable[..., Tensor], moving: int) -> OfEach:
-    """`torch.vmap` of a function of `moving` activations and what the program reads."""
+def _function(program: LayerProgram, function: Callable[..., Tensor], moving: int) -> Function:
+    """Of a part of a program: a function of `moving` activations and what the program reads."""
     call = program.call
 
-    def of_sample(*given: Any) -> Tensor:
+    def of_all(*given: Any) -> Tensor:
         entered = [call.enter(activations) for activations in given[:moving]]
         return call.leave(given[0], function(*entered, *given[moving:]))
 
     dims = [0 if name.startswith(f"{BANK}.") else None for name in program.reads]
-    return torch.vmap(of_sample, in_dims=(*[0] * moving, *dims))
+    return Function(torch.vmap(of_all, in_dims=(*[0] * moving, *dims)), of_all)
 
 
 def _unbiased(program: LayerProgram, call_base: Callable[..., Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -105,14 +126,20 @@ class Substituted(Form):
 
     names: tuple[str, ...]
 
-    def given(self, module: nn.Module, bank: Bank, rows: Tensor) -> list[Any]:
+    def given(self, module: nn.Module, bank: Bank, pick: Pick) -> list[Any]:
         held: Any = bank
-        return [held.shell, {f"inner.{n}": getattr(bank, leaf(n)).index_select(0, rows) for n in self.names}]
+        return [held.shell, {f"inner.{name}": pick(getattr(bank, leaf(name))) for name in self.names}]
 
-    def outputs(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+    def of_each(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
         shell, values = given
 
         def of_sample(x: Tensor, values: Mapping[str, Tensor]) -> Any:
             return functional_call(shell, dict(values), (x.unsqueeze(0),)).squeeze(0)
 
         return torch.vmap(of_sample)(x, values)
+
+    def of_all(self, x: Tensor, y: Tensor, given: Sequence[Any]) -> Tensor:
+        shell, values = given
+        found = functional_call(shell, values, (x,))
+        assert isinstance(found, Tensor)
+        return found

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from lyc_fx.attaching.layer_program import LayerProgram
 from lyc_fx.base.quantizers import Quantized, quantized

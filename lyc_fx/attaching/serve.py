@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import Any, Self, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import Bank
 from lyc_fx.attaching.batched import Banks
+from lyc_fx.attaching.masks import Mask, Over
 from lyc_fx.attaching.served_layers import AdapterRow, Layers
 from lyc_fx.attaching.units import units
 from lyc_fx.binding.report import Report
@@ -69,6 +70,7 @@ class Served:
         self._model, self._most, self._layers = model, most, Layers(model, room)
         self._sets: dict[str, AdapterRow] = {}
         self._chosen: tuple[str | None, ...] = ()
+        self._blended: dict[str, Mask] = {}
 
     def __repr__(self) -> str:
         names = ", ".join(self._sets) or "nothing"
@@ -86,7 +88,30 @@ class Served:
         if unknown or not chosen:
             raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no samples")
         self._layers.choose(chosen)
-        self._chosen = chosen
+        self._chosen, self._blended = chosen, {}
+
+    def blend(
+        self, masks: Mapping[str, Tensor | float], *, over: Over = "tokens", elsewhere: float | None = None
+    ) -> None:
+        """Let all samples use several sets, each where and as far as its mask says, instead of one for each sample.
+
+        Every adapted layer gives `y = y₀ + Σ m · (y_set - y₀)`, y₀ its results without adapters: for adapters that add
+        to a weight, m multiplies the strength, and for rotations and norms it is between the base and them. A mask is
+        a number, for all positions (as in a schedule), or a tensor. With `over="tokens"` it is `(tokens)` or
+        `(samples, tokens)`; with `over="image"` `(height, width)` or `(samples, height, width)`, averaged or repeated
+        for layers of other resolutions, and row by row for layers of as many tokens.
+
+        `elsewhere` is the mask for layers without such positions, such as those of text or time: 0.0 leaves them
+        alone, 1.0 lets the set act there in full. None: they raise WrongArgument when they are called.
+
+        Other masks of the same sizes, over the same sets, compile nothing again. Raises WrongArgument.
+        """
+        unknown = [name for name in masks if name not in self._sets]
+        if unknown or not masks:
+            raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no masks")
+        self._blended = {name: Mask.of(mask, over, elsewhere) for name, mask in masks.items()}
+        self._layers.blend(self._blended)
+        self._chosen = ()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -113,8 +138,8 @@ class Served:
         """Free the place of a set. Raises WrongArgument for an unknown name, and for one that samples use."""
         if name not in self._sets:
             raise WrongArgument(f"{name!r} is no set here: there are {self!r}")
-        if name in self._chosen:
-            raise WrongArgument(f"{name!r} is chosen for a sample: choose() others first")
+        if name in self._chosen or name in self._blended:
+            raise WrongArgument(f"{name!r} is in use: choose() or blend() others first")
         self._layers.remove(name)
         del self._sets[name]
 
@@ -122,7 +147,7 @@ class Served:
         """Take all adapters off: every module runs as before `serve`."""
         self._layers.detach()
         self._sets.clear()
-        self._chosen = ()
+        self._chosen, self._blended = (), {}
 
     def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> AdapterRow:
         stack = stacked(adapters, strength, **options)
@@ -138,7 +163,9 @@ class Served:
             raise WrongArgument(f"no place for one more set: {self!r}; remove() one, or serve with most=")
         self._layers.put(sets, list(rows), self._most - len(sets))
         self._sets = sets
-        if self._chosen:
+        if self._blended:
+            self._layers.blend(self._blended)
+        elif self._chosen:
             self.choose(self._chosen)
 
     def __enter__(self) -> Self:

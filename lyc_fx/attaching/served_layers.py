@@ -13,11 +13,13 @@ from torch.fx import GraphModule
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import NAME
 from lyc_fx.attaching.batched import Banks, served
+from lyc_fx.attaching.blended import Share
 from lyc_fx.attaching.calls import layer_call
 from lyc_fx.attaching.forms import Chained, Form, Substituted
 from lyc_fx.attaching.forwards import Shell, install, place_of
 from lyc_fx.attaching.layer import fill_bank, places
 from lyc_fx.attaching.layer_program import layer_key
+from lyc_fx.attaching.masks import Mask
 from lyc_fx.attaching.programs import Programs
 from lyc_fx.attaching.shelves import Read, Shelf, Shelves, Write, placed
 from lyc_fx.attaching.units import WHOLE, Units, named
@@ -103,7 +105,22 @@ class Layers:
                 tensors[key] = few, [_spread(each, len(names), device) for each in picked]
             picks = layer.banks.picks
             picks.of_forms, picks.of_all = tensors[key]
-            picks.samples = torch.empty(len(names), device="meta")
+            picks.samples, picks.shares = torch.empty(len(names), device="meta"), None
+
+    def blend(self, masks: Mapping[str, Mask]) -> None:
+        """Let all samples use these sets, where and as far as their masks say."""
+        known: dict[Hashable, list[Share]] = {}
+        for layer in self._layers.values():
+            device = next(layer.module.parameters()).device
+            key = device, tuple(tuple(shelf.rows.items()) for shelf in layer.shelves)
+            if key not in known:
+                known[key] = [
+                    Share(position, torch.tensor([shelf.rows[name]], device=device), mask.to(device))
+                    for name, mask in masks.items()
+                    for position, shelf in enumerate(layer.shelves)
+                    if name in shelf.rows
+                ]
+            layer.banks.picks.shares = known[key]
 
     def detach(self) -> None:
         """Give every module its own forward back."""

@@ -160,7 +160,7 @@ def test_mistakes_are_said_and_change_nothing() -> None:
         served.choose(["a", "z"])
     with pytest.raises(lyc_fx.WrongArgument, match=r"an input of shape \(4, 3, 6\), .* chosen for 5 samples"):
         model(X[:4])
-    with pytest.raises(lyc_fx.WrongArgument, match="'b' is chosen for a sample"):
+    with pytest.raises(lyc_fx.WrongArgument, match="'b' is in use"):
         served.remove("b")
     with pytest.raises(lyc_fx.BadAdapter, match="rank 5, and there is room for 4"):
         served.put("a", adapters(model, "0", "2", rank=5))
