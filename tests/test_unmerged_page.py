@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    one, _, two = BLOCKS
+    one, _, _, two = BLOCKS
     torch.manual_seed(0)
     exec(one, names)
     plain = names["model"](names["x"])
@@ -35,10 +35,29 @@ def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
         torch.testing.assert_close(names["fast"](names["x"]), names["model"](names["x"]), rtol=1e-4, atol=1e-4)
 
 
+def test_its_python_on_a_batch_runs() -> None:
+    one, batch, *_ = BLOCKS
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(one, names)
+    exec(batch, names)
+    model, x, tokens = names["model"], names["x"], names["tokens"]
+    plain, wanted = model(x), {}
+    for name, strength in (("style", 0.8), ("detail", 1.0)):
+        with lyc_fx.live(model) as live:
+            live.set(names[name], strength)
+            wanted[name] = model(x)
+    torch.testing.assert_close(names["mixed"][1:3], wanted["style"][1:3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(names["mixed"][[0, 3, 4]], plain[[0, 3, 4]], rtol=1e-4, atol=1e-4)
+    with lyc_fx.live(model) as live:
+        live.set([(names["style"], 0.8), (names["detail"], 0.5)])
+        torch.testing.assert_close(names["blended"][:, 6], model(tokens)[:, 6], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_its_python_on_quantized_models_runs(capsys: pytest.CaptureFixture[str]) -> None:
     package("torchao.quantization")
-    one, quantized, _ = BLOCKS
+    one, _, quantized, _ = BLOCKS
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(one, names)

@@ -1,6 +1,7 @@
 """The forward of a layer in which each sample of a batch has adapters of its own."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
@@ -23,22 +24,42 @@ class Banks(nn.Module):
         super().__init__()
         for position, bank in enumerate(banks):
             self.add_module(str(position), bank)
-        self.picks = Picks(len(banks))
+        self.picks = Picks()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the samples of a batch use of one layer's banks."""
+
+    samples: Tensor
+    """Has as many elements as there are samples"""
+    of_forms: Sequence[Tensor]
+    """For each form `(2, n)`: the samples that have one, and their rows in its bank"""
+    of_all: Sequence[Tensor]
+    """The same as `(2, samples)`: whether each has one, and a row for each, which counts if it has"""
 
 
 @final
 class Picks:
-    """What the samples of the next batch use of one layer's banks."""
+    """What the next batches use of one layer's banks."""
 
-    def __init__(self, forms: int) -> None:
-        self.samples = torch.zeros(0)
-        """Has as many elements as there are samples"""
-        self.of_forms = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
-        """For each form `(2, n)`: the samples that have one, and their rows in its bank"""
-        self.of_all = [torch.zeros(2, 0, dtype=torch.int64) for _ in range(forms)]
-        """The same as `(2, samples)`: whether each has one, and a row for each, which counts if it has"""
+    def __init__(self) -> None:
+        self.batches: Sequence[Batch] = ()
+        """Of different numbers of samples"""
         self.shares: list[Share] | None = None
         """Of the sets that are blended, instead of one for each sample"""
+
+    def of(self, input: Tensor, module: nn.Module) -> Batch:
+        """Those for an input. Raises WrongArgument for another number of samples than adapters were chosen for."""
+        for batch in self.batches:
+            if input.dim() and input.shape[0] == batch.samples.shape[0]:
+                return batch
+        sizes = " or ".join(str(batch.samples.shape[0]) for batch in self.batches) or "no"
+        raise WrongArgument(
+            f"a {type(module).__name__} got an input of shape {tuple(input.shape)}, and adapters were chosen for "
+            f"{sizes} samples: choose() one for each sample; the first dimension must be that of samples"
+        )
 
 
 @final
@@ -106,14 +127,14 @@ def served(forms: Sequence[Form]) -> Forward:
         held = list(zip(forms, banks.children(), strict=True))
         if picks.shares is not None:
             return blend(self, input, partial(base, self), held, picks.shares)
-        _check(self, input, picks.samples)
+        batch = picks.of(input, self)
         x, parts = input, []
         compiling = torch.compiler.is_compiling()
         for position, (form, bank) in enumerate(held):
-            if not compiling and not picks.of_forms[position].shape[1]:
+            if not compiling and not batch.of_forms[position].shape[1]:
                 continue
             # A compiled convolution cannot have an unknown number of groups.
-            samples = All(picks.of_all[position]) if compiling and form.spatial else Some(picks.of_forms[position])
+            samples = All(batch.of_all[position]) if compiling and form.spatial else Some(batch.of_forms[position])
             own, given = samples.of(input), form.given(self, bank, samples.pick)
             parts.append((form, samples, own, given))
             if form.before is not None:
@@ -129,12 +150,3 @@ def served(forms: Sequence[Form]) -> Forward:
 def _shaped(module: nn.Module, y: Tensor) -> Tensor:
     bias: Any = module.bias
     return bias.reshape([-1] + [1] * (y.dim() - 2)) if isinstance(module, _ConvNd) else bias
-
-
-def _check(module: nn.Module, input: Tensor, samples: Tensor) -> None:
-    """Raise WrongArgument for another number of samples than adapters were chosen for."""
-    if input.dim() == 0 or input.shape[0] != samples.shape[0]:
-        raise WrongArgument(
-            f"a {type(module).__name__} got an input of shape {tuple(input.shape)}, and adapters were chosen for "
-            f"{samples.shape[0]} samples: choose() one for each sample; the first dimension must be that of samples"
-        )

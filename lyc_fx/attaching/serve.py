@@ -69,7 +69,7 @@ class Served:
             raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
         self._model, self._most, self._layers = model, most, Layers(model, room)
         self._sets: dict[str, AdapterRow] = {}
-        self._chosen: tuple[str | None, ...] = ()
+        self._chosen: list[tuple[str | None, ...]] = []
         self._blended: dict[str, Mask] = {}
 
     def __repr__(self) -> str:
@@ -81,14 +81,20 @@ class Served:
         """What was bound where, by the name of each set."""
         return {name: row.binding.report for name, row in self._sets.items()}
 
-    def choose(self, names: Iterable[str | None]) -> None:
-        """Let the n-th sample use the set of the n-th name, or none. Raises WrongArgument for an unknown name."""
+    def choose(self, names: Iterable[str | None], *, copies: int = 1) -> None:
+        """Let the n-th sample use the set of the n-th name, or none.
+
+        `copies`: the model, or some components of a pipeline, may also be called with the batch that many times over,
+        one after another, as a pipeline with guidance does (2). Raises WrongArgument, for an unknown name too.
+        """
         chosen = tuple(names)
         unknown = [name for name in chosen if name is not None and name not in self._sets]
         if unknown or not chosen:
             raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no samples")
-        self._layers.choose(chosen)
-        self._chosen, self._blended = chosen, {}
+        if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+            raise WrongArgument(f"copies={copies!r}: it must be a number, 1 or more")
+        self._chosen, self._blended = ([chosen] if copies == 1 else [chosen, chosen * copies]), {}
+        self._layers.choose(self._chosen)
 
     def blend(
         self, masks: Mapping[str, Tensor | float], *, over: Over = "tokens", elsewhere: float | None = None
@@ -111,7 +117,7 @@ class Served:
             raise WrongArgument(f"{unknown[0]!r} is no set here: there are {self!r}" if unknown else "no masks")
         self._blended = {name: Mask.of(mask, over, elsewhere) for name, mask in masks.items()}
         self._layers.blend(self._blended)
-        self._chosen = ()
+        self._chosen = []
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -138,7 +144,7 @@ class Served:
         """Free the place of a set. Raises WrongArgument for an unknown name, and for one that samples use."""
         if name not in self._sets:
             raise WrongArgument(f"{name!r} is no set here: there are {self!r}")
-        if name in self._chosen or name in self._blended:
+        if name in self._blended or any(name in batch for batch in self._chosen):
             raise WrongArgument(f"{name!r} is in use: choose() or blend() others first")
         self._layers.remove(name)
         del self._sets[name]
@@ -147,7 +153,7 @@ class Served:
         """Take all adapters off: every module runs as before `serve`."""
         self._layers.detach()
         self._sets.clear()
-        self._chosen, self._blended = (), {}
+        self._chosen, self._blended = [], {}
 
     def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> AdapterRow:
         stack = stacked(adapters, strength, **options)
@@ -166,7 +172,7 @@ class Served:
         if self._blended:
             self._layers.blend(self._blended)
         elif self._chosen:
-            self.choose(self._chosen)
+            self._layers.choose(self._chosen)
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import NAME
-from lyc_fx.attaching.batched import Banks, served
+from lyc_fx.attaching.batched import Banks, Batch, served
 from lyc_fx.attaching.blended import Share
 from lyc_fx.attaching.calls import layer_call
 from lyc_fx.attaching.forms import Chained, Form, Substituted
@@ -93,19 +93,15 @@ class Layers:
             shelves = tuple(shelf.without(name) for shelf in layer.shelves)
             self._layers[path] = replace(layer, shelves=shelves)
 
-    def choose(self, names: Sequence[str | None]) -> None:
-        """Let the n-th sample use the set of the n-th name."""
-        tensors: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
+    def choose(self, batches: Sequence[Sequence[str | None]]) -> None:
+        """Let the n-th sample of a batch use the set of the n-th name, in batches of these numbers of samples."""
+        known: dict[Hashable, list[Batch]] = {}
         for layer in self._layers.values():
             device = next(layer.module.parameters()).device
             key = device, tuple(tuple(shelf.rows.items()) for shelf in layer.shelves)
-            if key not in tensors:
-                picked = [shelf.picked(names) for shelf in layer.shelves]
-                few = [_padded(each, len(names), device) for each in picked]
-                tensors[key] = few, [_spread(each, len(names), device) for each in picked]
-            picks = layer.banks.picks
-            picks.of_forms, picks.of_all = tensors[key]
-            picks.samples, picks.shares = torch.empty(len(names), device="meta"), None
+            if key not in known:
+                known[key] = [_batch(layer.shelves, names, device) for names in batches]
+            layer.banks.picks.batches, layer.banks.picks.shares = known[key], None
 
     def blend(self, masks: Mapping[str, Mask]) -> None:
         """Let all samples use these sets, where and as far as their masks say."""
@@ -207,6 +203,12 @@ def _refuse(path: str, module: nn.Module) -> None:
 def _copy(values: Mapping[str, Tensor], held: Read) -> None:
     for name, value in values.items():
         held(name).copy_(value)
+
+
+def _batch(shelves: Shelves, names: Sequence[str | None], device: torch.device) -> Batch:
+    picked = [shelf.picked(names) for shelf in shelves]
+    few = [_padded(each, len(names), device) for each in picked]
+    return Batch(torch.empty(len(names), device="meta"), few, [_spread(each, len(names), device) for each in picked])
 
 
 def _padded(picked: list[list[int]], samples: int, device: torch.device) -> Tensor:

@@ -151,6 +151,20 @@ def test_another_form_gets_another_place() -> None:
     same(model(X), alone(plain, {**choices, "e": choices["a"]}, X, ("e", "c", "e", "a", None)))
 
 
+def test_a_batch_twice_over_as_under_guidance() -> None:
+    model, plain = net(), net()
+    choices = mixed(model)
+    served = lyc_fx.serve(model, choices, rank=4)
+    served.choose(PICKS, copies=2)
+    twice = torch.cat([X, X.flip(0)])
+    same(model(twice), torch.cat([alone(plain, choices, X), alone(plain, choices, X.flip(0))]))
+    same(model(X), alone(plain, choices, X))
+    with pytest.raises(lyc_fx.WrongArgument, match="chosen for 5 or 10 samples"):
+        model(torch.cat([X, X, X]))
+    with pytest.raises(lyc_fx.WrongArgument, match="copies=0"):
+        served.choose(PICKS, copies=0)
+
+
 def test_mistakes_are_said_and_change_nothing() -> None:
     model, plain = net(), net()
     choices = mixed(model)
