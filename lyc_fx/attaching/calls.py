@@ -68,7 +68,7 @@ def _row(layer: Any) -> Tensor:
 
 
 def _to_rows(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)  # reshape(-1, …) would divide by a size
 
 
 def _from_rows(x: Tensor, y: Tensor) -> Tensor:
