@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo bench-fold bench-forward bench-start bench-swaps bench-gpu gpu-code clean
+.PHONY: help test demo bench-fold bench-forward bench-serving bench-start bench-swaps bench-gpu gpu-code clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,9 @@ demo: .venv/.demo  ## the main job on a real model with a real adapter
 
 bench-fold: .venv/.test  ## fold at SDXL size beside cp, LyCORIS and PEFT (ARGS=--small: a quick look)
 	$(BIN)/python benchmarks/fold.py $(ARGS)
+
+bench-serving: .venv/.test  ## a batch whose samples have adapters of their own (ARGS="--tokens 1": less)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 gpu-code: .venv/.gpu-code  ## inductor's code for a GPU, counted and compiled without one, and its test
 	$(BIN)/python benchmarks/gpu_code.py $(ARGS)

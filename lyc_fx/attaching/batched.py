@@ -117,7 +117,8 @@ def served(forms: Sequence[Form]) -> Forward:
             y = type(self).forward(self, x)
             return y, y
         plain = unbiased(self, x)
-        return (plain if self.bias is None else plain + _shaped(self, plain)), plain
+        # Under autocast the sum is wider than the results.
+        return (plain if self.bias is None else (plain + _shaped(self, plain)).to(plain.dtype)), plain
 
     def forward(self: nn.Module, input: Tensor, *rest: Any, **more: Any) -> Any:
         if any(each is not None for each in (*rest, *more.values())):

@@ -75,7 +75,7 @@ class Layers:
                 module, layer = self._model.get_submodule(path), self._layers.get(path)
                 stays = layer is not None and layer.module is module and layer.key == layer_key(module)
                 shelves: Shelves = layer.shelves if layer is not None and stays else ()
-                if not stays:
+                if layer is None or layer.module is not module:
                     _refuse(path, module)
                 for name in names if stays else sets:
                     shelves = tuple(shelf.without(name) if name in shelf.rows else shelf for shelf in shelves)
