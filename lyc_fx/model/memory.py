@@ -1,16 +1,24 @@
 """Which tensors of a model share memory."""
 
+from collections import defaultdict
+
 from torch import Tensor, nn
 
-from lyc_fx.graph.program import aliases, tensors
+from lyc_fx.graph.program import BANK, tensors
 
 _FLAT = "_flat_param"
 """The flat parameter of FSDP, of which the weights are views on purpose: writing to a weight must write to it"""
 
 
 def find_shared(model: nn.Module) -> dict[int, list[str]]:
-    """Return, for the `id` of each parameter and buffer, the names of all that share memory with it, and its own."""
-    names, every = aliases(model), tensors(model)
+    """Return, for the `id` of each parameter and buffer, the names of all that share memory with it, and its own.
+
+    What lies beside layers for attached adapters is left out.
+    """
+    every = {name: tensor for name, tensor in tensors(model).items() if f".{BANK}." not in f".{name}"}
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in every.items():
+        names[id(tensor)].append(name)
     stored = {id(tensor): tensor for name, tensor in every.items() if name.rpartition(".")[2] != _FLAT}
     spans = sorted((span, key) for key, tensor in stored.items() if (span := _span(tensor)) is not None)
     groups = {key: list(group) for key, group in names.items()}
