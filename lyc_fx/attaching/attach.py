@@ -1,7 +1,6 @@
 """Attaching adapters to a living model: beside its layers, in eager and compiled code alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from types import TracebackType
 from typing import Self, final
@@ -15,6 +14,7 @@ from lyc_fx.attaching.batched import Banks
 from lyc_fx.attaching.chosen import Chosen
 from lyc_fx.attaching.layer import Layer
 from lyc_fx.attaching.layer_program import How, LayerProgram
+from lyc_fx.attaching.notes import with_notes
 from lyc_fx.attaching.programs import Programs
 from lyc_fx.attaching.units import named, units
 from lyc_fx.binding.report import Report
@@ -23,7 +23,6 @@ from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.model.merge import bind_model
-from lyc_fx.model.weight_handles import WeightHandle
 from lyc_fx.model.whole import Pipeline, as_module
 
 
@@ -106,17 +105,13 @@ class Attached:
         found, binding = bind_model(model, stack, strict=strict)
         targets = {name: found[name] for name in binding.targets}
         chosen = units(model, targets)
-        notes = [
-            note
-            for name, handle in targets.items()
-            for note in binding.doubts(name, handle.read(), transposed=handle.transposed)
-        ]
+        report = with_notes(binding, targets)
         self._forget_replaced()
         prepared = self._programs.prepared(model, self._layers, chosen, binding, targets)
         substituted = {path: chosen[path] for path in chosen if path not in prepared}
         self._change(Chosen(len(stack.parts), binding, targets, prepared, substituted))
-        self.report = replace(binding.report, notes=(*binding.report.notes, *notes, *ties(targets)))
-        return self.report
+        self.report = report
+        return report
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -228,10 +223,3 @@ class Attached:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
-
-
-def ties(targets: Mapping[str, WeightHandle]) -> Iterator[str]:
-    """Notes on weights that have other names too."""
-    for name, handle in targets.items():
-        if handle.obstacle is not None and handle.obstacle.startswith("is tied"):
-            yield f"{name} {handle.obstacle}: its adapters act where {name.rpartition('.')[0]} itself is called"

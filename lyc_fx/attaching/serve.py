@@ -12,6 +12,7 @@ from lyc_fx.adapters.padding import Room
 from lyc_fx.attaching.bank import Bank
 from lyc_fx.attaching.batched import Banks
 from lyc_fx.attaching.masks import Mask, Over
+from lyc_fx.attaching.notes import with_notes
 from lyc_fx.attaching.served_layers import AdapterRow, Layers
 from lyc_fx.attaching.units import units
 from lyc_fx.binding.report import Report
@@ -79,7 +80,7 @@ class Served:
     @property
     def reports(self) -> dict[str, Report]:
         """What was bound where, by the name of each set."""
-        return {name: row.binding.report for name, row in self._sets.items()}
+        return {name: row.report for name, row in self._sets.items()}
 
     def choose(self, names: Iterable[str | None], *, copies: int = 1) -> None:
         """Let the n-th sample use the set of the n-th name, or none.
@@ -138,7 +139,7 @@ class Served:
         """
         row = self._row(adapters, strength=strength, strict=strict, convention=convention, component=component)
         self._put({name: row})
-        return row.binding.report
+        return row.report
 
     def remove(self, name: str) -> None:
         """Free the place of a set. Raises WrongArgument for an unknown name, and for one that samples use."""
@@ -155,11 +156,12 @@ class Served:
         self._sets.clear()
         self._chosen, self._blended = [], {}
 
+    @torch.no_grad()
     def _row(self, adapters: Adapters, *, strength: float, strict: bool, **options: Any) -> AdapterRow:
         stack = stacked(adapters, strength, **options)
         found, binding = bind_model(self._model, stack, strict=strict)
         targets = {name: found[name] for name in binding.targets}
-        return AdapterRow(binding, targets, units(self._model, targets))
+        return AdapterRow(binding, targets, units(self._model, targets), with_notes(binding, targets))
 
     @torch.inference_mode(False)
     @torch.no_grad()

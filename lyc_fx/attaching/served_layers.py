@@ -25,6 +25,7 @@ from lyc_fx.attaching.shelves import Read, Shelf, Shelves, Write, placed
 from lyc_fx.attaching.units import WHOLE, Units, named
 from lyc_fx.base.quantizers import quantized
 from lyc_fx.binding.bound import Binding
+from lyc_fx.binding.report import Report
 from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import run_serially
 from lyc_fx.model.weight_handles import WeightHandle
@@ -38,6 +39,7 @@ class AdapterRow:
     binding: Binding
     targets: Mapping[str, WeightHandle]
     units: Units
+    report: Report
 
 
 @final

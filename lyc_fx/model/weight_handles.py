@@ -84,7 +84,7 @@ def find_weights(model: nn.Module) -> dict[str, WeightHandle]:
     same, memory, in_out = module_aliases(model), find_shared(model), stored_in_out(model)
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
-        if path.rpartition(".")[2] == BANK:
+        if BANK in path.split("."):
             continue  # attached adapters
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:

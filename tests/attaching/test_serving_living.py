@@ -107,6 +107,32 @@ def test_a_set_that_fails_leaves_the_row_that_it_would_have_overwritten() -> Non
     torch.testing.assert_close(found, merged(model, second, 0.1)(X.half()), rtol=1e-2, atol=1e-2)
 
 
+def test_parts_of_a_fused_weight_and_tied_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"qkv_proj": nn.Linear(6, 18), "head": nn.Linear(6, 11), "table": nn.Embedding(11, 6)})
+    model["head"].weight = model["table"].weight  # type: ignore[union-attr, index]
+    model.double()
+    plain, sets = copy.deepcopy(model), {}
+    for name, family in (("a", "locon"), ("b", "diag-oft")):
+        parts = nn.ModuleDict({part: nn.Linear(6, 6) for part in ("q_proj", "k_proj", "v_proj")})
+        sets[name] = [(adapters(parts, *parts, family=family, rank=3), 0.8)]
+    sets["c"] = [(adapters(model, "table", rank=2), -0.6)]
+    served = lyc_fx.serve(model, sets)  # type: ignore[arg-type]
+    assert "is tied to head.weight" in " ".join(served.reports["c"].notes)
+    served.choose(["b", "a", None, "c"])
+    found = model["qkv_proj"](X)  # type: ignore[index, operator]
+    for sample, name in ((0, "b"), (1, "a")):
+        other = copy.deepcopy(plain)
+        report = lyc_fx.merge(other, sets[name])  # type: ignore[arg-type]
+        assert len(report.applied) == 3
+        same(found[sample], other["qkv_proj"](X[sample]))  # type: ignore[index, operator]
+    same(found[2:], plain["qkv_proj"](X)[2:])  # type: ignore[index, operator]
+    ids = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8]])
+    assert torch.equal(model["table"](ids)[:3], plain["table"](ids)[:3])  # type: ignore[index, operator]
+    assert torch.equal(model["head"](X), plain["head"](X))  # type: ignore[index, operator]
+    assert not torch.allclose(model["table"](ids)[3], plain["table"](ids)[3])  # type: ignore[index, operator]
+
+
 def test_a_model_that_moved_to_another_dtype_is_served_anew() -> None:
     model = net()
     choice = adapters(model, "0", "2")
