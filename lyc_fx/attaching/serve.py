@@ -45,7 +45,7 @@ def serve(
 
     The first dimension of every layer's input must be that of the samples. Products with the model's own weights are
     those of the whole batch; a sample costs the chain of its own adapters besides, and one without adapters gets what
-    the model gives. Compiled, other choices compile nothing again.
+    the model gives, up to the rounding of a bias that is added apart. Compiled, other choices compile nothing again.
 
     `most`: how many sets there may be at once (`Served.put`); None: as many as are given. `rank`, `strict`,
     `convention` and `component` are as in `attach`.
@@ -106,7 +106,8 @@ class Served:
         to a weight, m multiplies the strength, and for rotations and norms it is between the base and them. A mask is
         a number, for all positions (as in a schedule), or a tensor. With `over="tokens"` it is `(tokens)` or
         `(samples, tokens)`; with `over="image"` `(height, width)` or `(samples, height, width)`, averaged or repeated
-        for layers of other resolutions, and row by row for layers of as many tokens.
+        for layers of other resolutions, and row by row for layers of as many tokens. A text of just as many tokens as
+        there are pixels at some resolution would be taken for them: leave its layers out of the set.
 
         `elsewhere` is the mask for layers without such positions, such as those of text or time: 0.0 leaves them
         alone, 1.0 lets the set act there in full. None: they raise WrongArgument when they are called.

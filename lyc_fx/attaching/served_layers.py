@@ -98,6 +98,7 @@ class Layers:
     def choose(self, batches: Sequence[Sequence[str | None]]) -> None:
         """Let the n-th sample of a batch use the set of the n-th name, in batches of these numbers of samples."""
         known: dict[Hashable, list[Batch]] = {}
+        self._refuse_moved()
         for layer in self._layers.values():
             device = next(layer.module.parameters()).device
             key = device, tuple(tuple(shelf.rows.items()) for shelf in layer.shelves)
@@ -108,6 +109,7 @@ class Layers:
     def blend(self, masks: Mapping[str, Mask]) -> None:
         """Let all samples use these sets, where and as far as their masks say."""
         known: dict[Hashable, list[Share]] = {}
+        self._refuse_moved()
         for layer in self._layers.values():
             device = next(layer.module.parameters()).device
             key = device, tuple(tuple(shelf.rows.items()) for shelf in layer.shelves)
@@ -125,6 +127,12 @@ class Layers:
         for layer in self._layers.values():
             layer.detach()
         self._layers.clear()
+
+    def _refuse_moved(self) -> None:
+        """Raise Unsupported if a module has another dtype or device than its banks were made for."""
+        for path, layer in self._layers.items():
+            if layer.key != layer_key(layer.module):
+                raise Unsupported(f"{path} has another dtype or device than when it was served: put() the sets again")
 
     def _with(
         self,

@@ -138,6 +138,8 @@ def test_a_model_that_moved_to_another_dtype_is_served_anew() -> None:
     choice = adapters(model, "0", "2")
     served = lyc_fx.serve(model, {"a": [(choice, 0.7)]}, most=2)
     model.float()
+    with pytest.raises(lyc_fx.Unsupported, match="0 has another dtype or device"):
+        served.choose(["a", None, "a", None])
     served.put("b", [(adapters(model, "0", seed=4), 0.3)])
     served.choose(["a", "b", "a", None])
     wanted = merged(net().float(), choice, 0.7)(X.float())
