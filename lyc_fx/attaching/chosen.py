@@ -9,7 +9,7 @@ from lyc_fx.attaching.units import Units
 from lyc_fx.binding.bound import Binding, Bound
 from lyc_fx.binding.report import Report
 from lyc_fx.graph.places import Filled
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 
 
 @final

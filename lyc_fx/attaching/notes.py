@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 
 
 def with_notes(binding: Binding, targets: Mapping[str, WeightHandle]) -> Report:

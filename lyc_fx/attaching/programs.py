@@ -20,7 +20,7 @@ from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.report import Report
 from lyc_fx.errors import BadAdapter
 from lyc_fx.graph.places import Filled
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 
 
 @final

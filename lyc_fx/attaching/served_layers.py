@@ -28,7 +28,7 @@ from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.errors import Unsupported
 from lyc_fx.merging.blockwise import run_serially
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 
 
 @final

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 
 WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Their code reads parameters of submodules without calling them"""

@@ -20,7 +20,8 @@ from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
 from lyc_fx.model.requantized import merge_requantized, refuse_quantized
-from lyc_fx.model.weight_handles import Values, WeightHandle, find_weights
+from lyc_fx.model.weight_handle import WeightHandle
+from lyc_fx.model.weight_handles import Values, find_weights
 from lyc_fx.model.whole import Pipeline, as_module
 from lyc_fx.naming.disk import names_on_disk
 

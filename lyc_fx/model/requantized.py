@@ -10,7 +10,7 @@ from torch import Tensor
 from lyc_fx.base.quantizers import Quantized
 from lyc_fx.binding.bound import Binding
 from lyc_fx.errors import BadAdapter, Unsupported
-from lyc_fx.model.weight_handles import Fill, WeightHandle
+from lyc_fx.model.weight_handle import Fill, WeightHandle
 
 _LOST = 1 - 1e-6
 """What a change is as good as lost from on: at 1, the weight as it was is as near to the merged one"""

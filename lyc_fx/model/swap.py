@@ -20,7 +20,7 @@ from lyc_fx.model.merge import bind_model, refuse_attached
 from lyc_fx.model.requantized import refuse_quantized
 from lyc_fx.model.stores import Store, make_store
 from lyc_fx.model.undo import overwrite, save_for_undo
-from lyc_fx.model.weight_handles import WeightHandle
+from lyc_fx.model.weight_handle import WeightHandle
 from lyc_fx.model.whole import Pipeline, as_module
 
 
