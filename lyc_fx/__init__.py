@@ -7,6 +7,8 @@ from lyc_fx.linkless import import_passes_beside
 
 if TYPE_CHECKING:
     from lyc_fx.adapters.adapter_set import AdapterSet
+    from lyc_fx.artefacts.bind import Artefact, bind
+    from lyc_fx.artefacts.pack import Packed, pack
     from lyc_fx.attaching.attach import Attached, attach
     from lyc_fx.binding.report import Report
     from lyc_fx.checkpoint.fold_checkpoint import fold_checkpoint
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
         Unsupported,
         WrongArgument,
     )  # fmt: skip
+    from lyc_fx.exporting.export import export
+    from lyc_fx.exporting.kinds import slots, styles
     from lyc_fx.formats import load
     from lyc_fx.graph.capture import capture
     from lyc_fx.graph.exchange import exchange
-    from lyc_fx.graph.export import export
     from lyc_fx.graph.plan import Plan
     from lyc_fx.graph.planning import plan
     from lyc_fx.graph.program import history
@@ -39,23 +42,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AdapterSet", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError", "Plan",
-    "Report", "Served", "Unsupported", "WrongArgument", "attach", "capture", "compile", "convert", "coverage",
-    "evaluate", "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load", "lower", "merge", "plan",
-    "register", "report", "restage", "serve", "show", "splice", "stage", "stand_in",
+    "AdapterSet", "Artefact", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError",
+    "Packed", "Plan", "Report", "Served", "Unsupported", "WrongArgument", "attach", "bind", "capture", "compile",
+    "convert", "coverage", "evaluate", "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load",
+    "lower", "merge", "pack", "plan", "register", "report", "restage", "serve", "show", "slots", "splice", "stage",
+    "stand_in", "styles",
 ]  # fmt: skip
 
 _HOMES = {
-    "AdapterSet": "adapters.adapter_set", "Attached": "attaching.attach", "BadAdapter": "errors", "BadFile": "errors",
-    "CaptureError": "errors", "InvalidGraph": "errors", "Live": "model.swap", "LycFxError": "errors",
-    "Plan": "graph.plan", "Report": "binding.report", "Served": "attaching.serve", "Unsupported": "errors",
-    "WrongArgument": "errors", "attach": "attaching.attach", "capture": "graph.capture", "compile": "compiling",
+    "AdapterSet": "adapters.adapter_set", "Artefact": "artefacts.bind", "Attached": "attaching.attach",
+    "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
+    "Live": "model.swap", "LycFxError": "errors", "Packed": "artefacts.pack", "Plan": "graph.plan",
+    "Report": "binding.report", "Served": "attaching.serve", "Unsupported": "errors", "WrongArgument": "errors",
+    "attach": "attaching.attach", "bind": "artefacts.bind", "capture": "graph.capture", "compile": "compiling",
     "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
-    "export": "graph.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
+    "export": "exporting.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
     "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
-    "plan": "graph.planning", "register": "registering", "report": "graph.verbs", "restage": "graph.staging",
-    "serve": "attaching.serve", "show": "graph.show", "splice": "graph.verbs", "stage": "graph.verbs",
-    "stand_in": "graph.stand_in",
+    "pack": "artefacts.pack", "plan": "graph.planning", "register": "registering", "report": "graph.verbs",
+    "restage": "graph.staging", "serve": "attaching.serve", "show": "graph.show", "slots": "exporting.kinds",
+    "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in", "styles": "exporting.kinds",
 }  # fmt: skip
 
 if _beside := import_passes_beside():

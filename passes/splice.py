@@ -7,7 +7,7 @@ each set's strength is one 0-dim float64 buffer `lyc_fx.<set>.strength`, which a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -62,10 +62,16 @@ class Splice(PassBase):
                 notes += _doubts(gm, nodes[0], name, binding, weights[name])
                 inserted[name] = insertion.insert(name, weights[name], nodes)
                 fired += 1
-        remember(gm, report=replace(binding.report, notes=tuple(notes)))
+        remember(gm, report=replace(binding.report, notes=tuple(notes)), sources=_sources(self.stack))
         if self.room is not None:
             remember(gm, known=known, places=Places(self.room, inserted))
         return done(gm, "splice", fired)
+
+
+def _sources(stack: Stack) -> tuple[dict[str, Any], ...]:
+    """The adapters of a stack, by the positions of their sets."""
+    positions = dict(zip(stack.order(), stack.described(), strict=True))
+    return tuple(positions[position] for position in sorted(positions))
 
 
 def _refuse_unread(binding: Binding, targets: Mapping[str, Sequence[Node]], fused: Twins, *, strict: bool) -> None:

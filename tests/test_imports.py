@@ -34,6 +34,10 @@ MAY: dict[str, set[str]] = {
     "passes": {"adapters", "algebra", "binding", "errors", "graph", "merging", "numerics"},
     "verbs": {"adapters", "binding", "choices", "errors", "graph", "passes"},
     "model": {"adapters", "base", "binding", "choices", "errors", "graph", "merging", "naming", "storage"},
+    "exporting": {
+        "adapters", "algorithms", "binding", "errors", "graph", "naming", "passes", "storage", "verbs",
+    },
+    "artefacts": {"adapters", "algebra", "algorithms", "binding", "choices", "errors", "exporting", "graph", "storage"},
     "caching": {"errors", "storage"},
     "compiling": {"caching", "errors", "graph"},
     "attaching": {

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
+from pathlib import Path
 from typing import Any, final, get_args
 
 from lyc_fx.adapters.adapter_set import AdapterSet
@@ -55,6 +56,18 @@ class Stack:
             return positions
         parts = self.parts
         return sorted(positions, key=lambda i: (parts[i].adapters.digest, parts[i].strength, repr(parts[i].blocks)))
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return names, digests and strengths of the adapters, in the order in which they are summed, JSON-ready."""
+        return [
+            {
+                "file": Path(part.adapters.source).name,
+                "sha256": part.adapters.digest,
+                "strength": part.strength,
+                **({"blocks": [dict(each) for each in part.blocks]} if part.blocks else {}),
+            }
+            for part in (self.parts[i] for i in self.order())
+        ]
 
     def idle_patterns(self, weights: Iterable[str]) -> list[str]:
         """Return the block patterns that match none of the adapted weights, and so are probably misspelt."""

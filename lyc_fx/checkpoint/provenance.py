@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, final
 
 import lyc_fx
@@ -21,18 +20,9 @@ class Provenance:
 
     @classmethod
     def of(cls, stack: Stack, convention: Convention) -> Self:
-        """Describe a stack: names, digests and strengths of its adapters, in the order in which they are summed."""
-        folded = [
-            {
-                "file": Path(part.adapters.source).name,
-                "sha256": part.adapters.digest,
-                "strength": part.strength,
-                **({"blocks": [dict(each) for each in part.blocks]} if part.blocks else {}),
-            }
-            for part in (stack.parts[i] for i in stack.order())
-        ]
+        """Describe a stack: `Stack.described`, and how it is folded."""
         made = {"convention": convention, "sequential": stack.sequential, "version": lyc_fx.__version__}
-        return cls({"adapters": folded, **made})
+        return cls({"adapters": stack.described(), **made})
 
     def add_to(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """Return a file's metadata with this fold appended to the earlier ones."""

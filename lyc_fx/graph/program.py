@@ -21,6 +21,7 @@ from lyc_fx.graph.steps import Step
 
 if TYPE_CHECKING:
     from lyc_fx.graph.places import Known, Places
+    from lyc_fx.graph.slots import Slots
 
 BANK = "lyc_fx"
 """The submodule that holds spliced factors and strengths."""
@@ -50,12 +51,18 @@ class Facts:
     """Further conditions of the capture, as `torch.export` writes them"""
     report: Report | None = None
     """The report of the last splice"""
+    sources: tuple[Mapping[str, Any], ...] = ()
+    """The adapters that were spliced in, as `Stack.described` has them, in the order of their sets"""
     known: "Known | None" = None
     """What adapters can be bound to, where others can take the place of those spliced in"""
     places: "Places | None" = None
     """What `lyc_fx.exchange` can put other adapters into"""
     rebuilt: frozenset[str] = frozenset()
     """Weights that `stage` leaves to every call"""
+    slots: "Slots | None" = None
+    """What the inputs of a lifted program stand for"""
+    styles: tuple[str, ...] = ()
+    """The buffers that the columns of `strengths` stand for, where each sample has strengths of its own"""
     staging: Graph | None = None
     """Computes the staged values (`lyc_fx.graph.staging`)"""
     steps: tuple[Step, ...] = ()

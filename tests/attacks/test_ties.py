@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lyc_fx
 from lyc_fx.errors import BadAdapter
-from lyc_fx.graph.export import Untied
+from lyc_fx.exporting.weights import Untied
 
 STRENGTH = 0.7
 IDS = torch.randint(0, 20, (2, 3), generator=torch.Generator().manual_seed(2))

@@ -67,8 +67,8 @@ def capture(
     values, another dtype or other optional arguments need another capture.
 
     `dynamic_shapes` says which sizes may vary: `"auto"`, or the names of each input's dimensions, such as
-    `{"sample": "batch _ height width"}`, with `_` for a fixed size, or any value that `torch.export` takes. Sizes that
-    become fixed all the same are named by a SpecializedDimension warning; with `"auto"`, only those for which the
+    `{"sample": "batch<=8 _ height width"}`, with `_` for a fixed size, or any value that `torch.export` takes. Sizes
+    that become fixed all the same are named by a SpecializedDimension warning; with `"auto"`, only those for which the
     example has size 1 or 0.
 
     With `check=True`, model and program both run on the example and must give the same results, since a model may take

@@ -1,6 +1,7 @@
 """Dynamic dimensions of inputs: the short notation for them, and warnings for those that export fixed all the same."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import wraps
@@ -18,6 +19,7 @@ from lyc_fx.graph.program import Range
 
 DynamicShapes = str | Mapping[str, Any] | Sequence[Any] | None
 FIXED = "_"
+_BOUNDED = re.compile(r"(?:(\d+)<=)?[^\W\d]\w*(?:<=(\d+))?")
 
 
 class SpecializedDimension(UserWarning):
@@ -69,7 +71,7 @@ def export_shapes(shapes: DynamicShapes, inputs: Mapping[str, Any]) -> Any:
 
     - `None`: every size is fixed; `"auto"`: every dimension of every tensor may vary, if the model allows it;
     - a mapping from arguments to the names of their dimensions, `{"input_ids": "batch sequence"}`; `_` is a fixed
-      dimension; nested inputs take nested mappings;
+      dimension, `2<=batch<=8` one with bounds; nested inputs take nested mappings;
     - anything else is passed to torch.export unchanged.
 
     Raises CaptureError for an unknown argument, and for a text with another number of dimensions than the input.
@@ -104,7 +106,20 @@ def _dims(text: str, value: Tensor, path: tuple[Any, ...]) -> dict[int, Any] | N
             f"dynamic_shapes[{path[0]!r}] = {text!r} names {len(names)} dimensions, the input has {value.dim()}: "
             f"{tuple(value.shape)}; write _ for a fixed dimension"
         )
-    return {position: Dim.AUTO for position, name in enumerate(names) if name != FIXED} or None
+    return {position: _dim(name, path) for position, name in enumerate(names) if name != FIXED} or None
+
+
+def _dim(name: str, path: tuple[Any, ...]) -> Any:
+    """A size that may vary: `batch`, or with bounds `batch<=8`, `2<=batch`, `2<=batch<=8`."""
+    found = _BOUNDED.fullmatch(name)
+    if found is None and not set(name) & set("<>="):
+        return Dim.AUTO
+    if found is None:
+        raise CaptureError(
+            f"dynamic_shapes[{path[0]!r}]: {name!r} is neither a name nor one with bounds, such as 2<=batch<=8"
+        )
+    least, greatest = (None if bound is None else int(bound) for bound in found.groups())
+    return Dim.AUTO if least is None and greatest is None else Dim.AUTO(min=least, max=greatest)
 
 
 def _nested(value: Any, of_tensor: Any, path: tuple[Any, ...]) -> Any:

@@ -11,7 +11,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from lyc_fx.exporting.interface import input_names
 from lyc_fx.graph.program import Range, facts, without_autocast
+from lyc_fx.graph.slots import ADAPTER
 
 
 def to_exported_program(program: GraphModule) -> ExportedProgram:
@@ -22,6 +24,7 @@ def to_exported_program(program: GraphModule) -> ExportedProgram:
     named sizes because of such a condition, it infers itself which sizes are equal. Raises what torch.export raises.
     """
     inputs = {str(node.target): node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    free = _ranks(program)
     spec = program.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
     args, kwargs = pytree.tree_unflatten([_example(value) for value in inputs.values()], spec)
     known = facts(program).ranges
@@ -33,11 +36,26 @@ def to_exported_program(program: GraphModule) -> ExportedProgram:
             return torch.export.export(program, tuple(args), kwargs, dynamic_shapes=dynamic, strict=False)
 
     try:
-        made = attempt(_named(inputs, known))
+        made = attempt([_with(shapes, dims) for shapes, dims in zip(_named(inputs, known), free, strict=True)])
     except UserError:
-        made = attempt([_sizes(value, lambda size, _: _unnamed(size, known)) for value in inputs.values()])
+        shapes = [_sizes(value, lambda size, _: _unnamed(size, known)) for value in inputs.values()]
+        made = attempt([_with(each, dims) for each, dims in zip(shapes, free, strict=True)])
     made._guards_code = list(dict.fromkeys((*made._guards_code, *facts(program).guards)))
     return made
+
+
+def _ranks(program: GraphModule) -> list[tuple[int, ...]]:
+    """The dimensions of each input that are the rank of an adapter, which may vary where the program allows it."""
+    slots = facts(program).slots
+    if slots is None:
+        return [()] * len(list(program.graph.find_nodes(op="placeholder")))
+    named = [name.removeprefix(f"{ADAPTER}.") for name in input_names(program)]
+    return [slots.ranks.get(name, ()) for name in named]
+
+
+def _with(shapes: Any, dims: tuple[int, ...]) -> Any:
+    """Dynamic shapes of an input in which further dimensions may vary, if the program allows it."""
+    return {**shapes, **dict.fromkeys(dims, Dim.AUTO)} if dims else shapes
 
 
 def _example(value: Any) -> Any:

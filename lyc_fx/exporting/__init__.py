@@ -1,0 +1,1 @@
+"""Programs as files that run without lyc-fx, and without the model's code."""

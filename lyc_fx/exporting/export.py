@@ -1,0 +1,80 @@
+"""Saving a program, in a format that the file's suffix selects."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
+from lyc_fx.exporting import pt2, weights
+from lyc_fx.exporting.exported import to_exported_program
+from lyc_fx.exporting.fresh import check as check_file
+from lyc_fx.exporting.manifest import Manifest
+from lyc_fx.exporting.plain import plain
+from lyc_fx.graph.program import BANK, facts, get_tensor
+from lyc_fx.graph.program import weights as stored
+from lyc_fx.storage.files import metadata_of, path_of, replacing
+
+Kind = Literal["base", "folded", "adapted", "slots", "styles"]
+
+
+def export(
+    program: GraphModule, path: weights.Path_, *, metadata: Mapping[str, str] | None = None, check: bool = True
+) -> None:
+    """Save a program. `.safetensors` holds its weights under the base model's keys; `.pt2` holds a whole
+    `torch.export` program, with the sizes that were dynamic at capture and their ranges (`torch.export.load` reads it).
+
+    What is a program runs without lyc-fx and without the model's code: objects of a library's classes that the model
+    takes or returns (`ModelOutput`, caches) are dicts of their fields. It holds a description of itself,
+    `manifest.json`: inputs, outputs, adapters, digests. `check` runs it in a fresh process, in which neither lyc-fx nor
+    transformers nor diffusers can be imported, on random inputs of the captured and of other sizes, and compares.
+
+    `metadata`, a mapping of texts, goes into the safetensors header, or into the extra file `metadata.json` of a .pt2.
+    The file appears under its name only when it is complete and was checked.
+
+    Raises Unsupported for another suffix or dtype, for a program that torch cannot store, and for a file that does not
+    run or computes something else; InvalidGraph if adapters are not folded yet (.safetensors), or weights have no
+    values; BadFile if the file cannot be written. Warns with Untied if a .safetensors file holds two different values
+    for what was one tensor in the model.
+    """
+    if not isinstance(program, nn.Module):
+        raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
+    said = metadata_of(metadata)
+    suffix = path_of(path, "the output").suffix
+    if suffix == ".safetensors":
+        weights.write(program, path, {"format": "pt", **said})
+        return
+    if suffix != ".pt2":
+        raise Unsupported(f"{path}: export writes .safetensors and .pt2, not {suffix or 'a file without suffix'}")
+    if not isinstance(program, GraphModule):
+        raise InvalidGraph(f"{path}: {suffix} takes a captured program, not {type(program).__name__}")
+    weights.refuse_empty(path, {str(node.target): get_tensor(program, str(node.target)) for node in stored(program)})
+    made = plain(program)
+    exported = _exported(made, path)
+    manifest = Manifest.of(made, kind_of(program), exported)
+    with replacing(path) as part:
+        pt2.write(exported, part, manifest, said, path)
+        if check:
+            check_file("pt2", part, made, path)
+
+
+def _exported(program: GraphModule, path: object) -> ExportedProgram:
+    try:
+        return to_exported_program(program)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Unsupported(f"{path}: torch.export does not take this program: {reason}") from error
+
+
+def kind_of(program: GraphModule) -> Kind:
+    """What a program is, by what was done to it."""
+    known = facts(program)
+    if known.styles:
+        return "styles"
+    if known.slots is not None:
+        return "slots"
+    if hasattr(program, BANK):
+        return "adapted"
+    return "folded" if any(step.name == "fold" for step in known.steps) else "base"

@@ -1,0 +1,50 @@
+"""Checking a file before it gets its name: what it computes in a process of its own, beside what the program does."""
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from lyc_fx.errors import Unsupported
+from lyc_fx.graph.inputs import pytree_info
+from lyc_fx.graph.trials import outputs, trials
+from lyc_fx.graph.validation import gap, precision
+
+_CLOSE = 5e-6
+"""Of float32: another order of sums"""
+
+
+def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
+    """Run a file on random inputs at the program's sizes, and at others that it takes, and compare the outputs.
+
+    Raises Unsupported, and names `path`, the file's name later, if it does not load without lyc-fx and the model's
+    library, or computes something else.
+    """
+    given = list(trials(program))
+    spec = pytree_info(program).in_spec
+    wanted = [[each for each in outputs(program, flat) if isinstance(each, Tensor)] for flat in given]
+    with TemporaryDirectory() as folder:
+        of_inputs, of_outputs = Path(folder, "inputs"), Path(folder, "outputs")
+        torch.save([pytree.tree_unflatten(flat, spec) for flat in given], of_inputs)
+        script = files("lyc_fx.exporting").joinpath("fresh_run.py").read_text()
+        command = [sys.executable, "-P", "-c", script, kind, str(file), str(of_inputs), str(of_outputs)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode:
+            reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
+            raise Unsupported(f"{path}: nothing was written: the file does not run in a fresh process: {reason}")
+        found = torch.load(of_outputs, weights_only=True)
+    tolerance = max(_CLOSE, 4 * precision(program))
+    for flat, old, new in zip(given, wanted, found, strict=True):
+        worst = max(map(gap, old, new), default=0.0) if len(old) == len(new) else float("inf")
+        if worst > tolerance:
+            sizes = ", ".join(str(tuple(each.shape)) for each in flat if isinstance(each, Tensor))
+            raise Unsupported(
+                f"{path}: nothing was written: in a fresh process the file computes something else than the program, "
+                f"by {worst:.1e} of an output's norm, for inputs of shapes {sizes}"
+            )
