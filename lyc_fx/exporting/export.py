@@ -1,6 +1,7 @@
 """Saving a program, in a format that the file's suffix selects."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -8,15 +9,21 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from lyc_fx.errors import InvalidGraph, Unsupported, WrongArgument
-from lyc_fx.exporting import pt2, weights
+from lyc_fx.exporting import aoti, onnx, pt2, weights
 from lyc_fx.exporting.exported import to_exported_program
 from lyc_fx.exporting.fresh import check as check_file
 from lyc_fx.exporting.manifest import Manifest
 from lyc_fx.exporting.plain import plain
 from lyc_fx.graph.program import BANK, facts, get_tensor
 from lyc_fx.graph.program import weights as stored
-from lyc_fx.storage.files import metadata_of, path_of, replacing
+from lyc_fx.storage.files import metadata_of, path_of, replacing_together
 
+Write = Callable[[ExportedProgram, Path, Manifest, Mapping[str, str], object], None]
+_FORMATS: Mapping[str, tuple[str, Write]] = {
+    aoti.SUFFIX: ("aoti", aoti.write),
+    ".pt2": ("pt2", pt2.write),
+    ".onnx": ("onnx", onnx.write),
+}
 Kind = Literal["base", "folded", "adapted", "slots", "styles"]
 
 
@@ -42,22 +49,30 @@ def export(
     if not isinstance(program, nn.Module):
         raise WrongArgument(f"a captured program is expected first, not {type(program).__name__}")
     said = metadata_of(metadata)
-    suffix = path_of(path, "the output").suffix
-    if suffix == ".safetensors":
+    target = path_of(path, "the output")
+    if target.suffix == ".safetensors":
         weights.write(program, path, {"format": "pt", **said})
         return
-    if suffix != ".pt2":
-        raise Unsupported(f"{path}: export writes .safetensors and .pt2, not {suffix or 'a file without suffix'}")
+    suffix, runtime, write = _format(target)
     if not isinstance(program, GraphModule):
         raise InvalidGraph(f"{path}: {suffix} takes a captured program, not {type(program).__name__}")
     weights.refuse_empty(path, {str(node.target): get_tensor(program, str(node.target)) for node in stored(program)})
     made = plain(program)
     exported = _exported(made, path)
     manifest = Manifest.of(made, kind_of(program), exported)
-    with replacing(path) as part:
-        pt2.write(exported, part, manifest, said, path)
+    with replacing_together(path) as part:
+        write(exported, part, manifest, said, path)
         if check:
-            check_file("pt2", part, made, path)
+            check_file(runtime, part, made, path)
+
+
+def _format(path: Path) -> tuple[str, str, Write]:
+    """The suffix of a file, what its runtime is called, and what writes it. Raises Unsupported for another suffix."""
+    for suffix, (kind, write) in _FORMATS.items():
+        if path.name.endswith(suffix):
+            return suffix, kind, write
+    known = ", ".join((".safetensors", *_FORMATS))
+    raise Unsupported(f"{path}: export writes {known}, not {path.suffix or 'a file without suffix'}")
 
 
 def _exported(program: GraphModule, path: object) -> ExportedProgram:

@@ -14,21 +14,19 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 
 def runs(kind: str, path: str):  # type: ignore[no-untyped-def]
-    """Load a file, and return a function of args and kwargs."""
+    """Load a file, and return a function of args, kwargs and the tensors in them by name."""
     if kind == "pt2":
         module = torch.export.load(path).module()
-        return lambda args, kwargs: module(*args, **kwargs)
+        return lambda args, kwargs, named: module(*args, **kwargs)
     if kind == "aoti":
         package = torch._inductor.aoti_load_package(path)
-        return lambda args, kwargs: package(*args, **kwargs)
+        return lambda args, kwargs, named: package(*args, **kwargs)
     import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
 
-    def run(args, kwargs):  # type: ignore[no-untyped-def]
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        feeds = {name: value.numpy() for name, value in zip(names, given, strict=True)}
+    def run(args, kwargs, named):  # type: ignore[no-untyped-def]
+        feeds = {name: value.numpy() for name, value in named.items()}
         return [torch.from_numpy(value) for value in session.run(None, feeds)]
 
     return run
@@ -39,7 +37,7 @@ if __name__ == "__main__":
     call = runs(kind, path)
     results = []
     with torch.no_grad():
-        for args, kwargs in torch.load(trials, weights_only=True):
+        for given in torch.load(trials, weights_only=True):
             torch.manual_seed(0)
-            results.append([each for each in tree_leaves(call(args, kwargs)) if isinstance(each, Tensor)])
+            results.append([each for each in tree_leaves(call(*given)) if isinstance(each, Tensor)])
     torch.save(results, found)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
@@ -42,26 +43,64 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises BadFile where `path` is a directory, and for a disk that is full.
     """
+    target = _replaceable(path)
+    part = unique(target)
+    with _said(target):
+        try:  # before the file is there: a signal may come at any time
+            part.touch(0o600, exist_ok=False)
+            yield part
+            _give(part, target)
+            sync_path(target.parent)
+        finally:
+            with suppress(OSError):  # it is not there; or not even a folder is
+                part.unlink()
+
+
+@contextmanager
+def replacing_together(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `path`, for a file that others may belong to.
+
+    When the block ends well, the others in that folder are moved beside `path`, and then the file itself; else they are
+    removed. Raises as `replacing`.
+    """
+    target = _replaceable(path)
+    folder = unique(target)
+    with _said(target):
+        try:
+            folder.mkdir(0o700)
+            yield folder / target.name
+            for other in sorted(folder.iterdir(), key=lambda each: each.name == target.name):
+                _give(other, target.with_name(other.name))
+            sync_path(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replaceable(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.is_dir():
         raise BadFile(f"{target}: is a directory; name the output file")
     if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
         raise BadFile(f"{target}: is not a regular file; name another output")
-    part = unique(target)
-    try:  # before the file is there: a signal may come at any time
-        part.touch(0o600, exist_ok=False)
-        yield part
-        sync_path(part)
-        part.chmod(0o666 & ~umask())
-        part.replace(target)
-        sync_path(target.parent)
+    return target
+
+
+def _give(part: Path, target: Path) -> None:
+    """Sync a file, and give it its name."""
+    sync_path(part)
+    part.chmod(0o666 & ~umask())
+    part.replace(target)
+
+
+@contextmanager
+def _said(target: Path) -> Iterator[None]:
+    """Turn the system's errors into BadFile."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BadFile(f"{target}: {error.strerror}; nothing was written") from error
         raise BadFile(f"{target}: cannot be written: {error.strerror or error}; nothing was written") from error
-    finally:
-        with suppress(OSError):  # it is not there; or not even a folder is
-            part.unlink()
 
 
 def unique(target: Path) -> Path:

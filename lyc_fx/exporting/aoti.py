@@ -1,0 +1,35 @@
+"""`.aoti.pt2`: code compiled for this kind of machine by AOTInductor, which C++ runs without Python.
+
+The description is the extra file `manifest.json` of the archive.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from lyc_fx.errors import Unsupported
+from lyc_fx.exporting.logs import quiet
+from lyc_fx.exporting.manifest import NAME, Manifest
+
+SUFFIX = ".aoti.pt2"
+_OPTIONS = {"aot_inductor.use_runtime_constant_folding": True, "joint_graph_constant_folding": False}
+"""What depends on weights alone is computed when the package is loaded: baked in, a small one could not be replaced"""
+
+
+def write(exported: ExportedProgram, file: Path, manifest: Manifest, said: Mapping[str, str], path: object) -> None:
+    """Compile a program (seconds to minutes). Raises Unsupported, which names `path`, for what does not compile."""
+    try:
+        with quiet(), torch.no_grad():
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(_OPTIONS))
+    except Exception as error:  # of inductor or of the C++ compiler
+        reason = " ".join(str(error).split())[:300]
+        raise Unsupported(f"{path}: AOTInductor does not compile this program: {reason}") from error
+    with zipfile.ZipFile(file, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{root}/extra/{NAME}", manifest.text())
+        if said:
+            archive.writestr(f"{root}/extra/metadata.json", json.dumps(said))
