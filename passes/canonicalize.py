@@ -1,8 +1,8 @@
 """canonicalize: remove what means nothing, so that the other rules see one form.
 
-`x·1 → x`, `x.to(its own dtype) → x`, no-op reshapes → x, `xᵀᵀ → x`, a widening cast that is narrowed back → x,
-reshape of a reshape → one reshape, and casts outside of reshapes and transposes. It touches only nodes that lyc-fx
-inserted, never the model's own.
+`x·1 → x`, `x.to(its own dtype) → x`, no-op reshapes and those that undo each other → x, `xᵀᵀ → x`, a widening cast
+that is narrowed back → x, reshape of a reshape → one reshape, and casts outside of reshapes and transposes. It touches
+only nodes that lyc-fx inserted, never the model's own.
 """
 
 from dataclasses import dataclass
@@ -44,8 +44,11 @@ def _same_shape(emit: Emit, m: Bindings) -> Node | Miss:
     return m["x"] if difference(_shape(m["x"]), _shape(m["node"])) is None else Miss("the shape changes", 1)
 
 
-def _reshape_again(emit: Emit, m: Bindings) -> Node:
-    return emit(aten.reshape.default, m["x"], list(_shape(m["node"])))
+def _reshape_again(emit: Emit, m: Bindings) -> Node | Miss:
+    shape = list(_shape(m["node"]))
+    if not all(isinstance(size, int) for size in shape):
+        return Miss("a size may vary", 1)  # a graph has symbols as nodes alone
+    return emit(aten.reshape.default, m["x"], shape)
 
 
 def _cast_outside(emit: Emit, m: Bindings) -> Node:
@@ -78,6 +81,11 @@ RULES = (
         lambda emit, m: m["x"] if _dtype(m["x"]) == m["dtype"] else Miss("the dtype changes", 1),
     ),
     Rule("no-op reshape", Op(RESHAPES, X, ..., name="node"), _same_shape),
+    Rule(
+        "unflattened again",
+        Op(aten.unflatten.int, Op(aten.flatten.using_ints, X, ...), ..., name="node"),
+        _same_shape,
+    ),
     Rule("transpose of transpose", Op(aten.t.default, Op(aten.t.default, X)), lambda emit, m: m["x"]),
     Rule("reshape of reshape", Op(RESHAPES, Op(RESHAPES, X, ...), ..., name="node"), _reshape_again),
     Rule("cast outside", Op((*RESHAPES, aten.t.default), _CAST, ..., name="node"), _cast_outside),

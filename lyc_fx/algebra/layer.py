@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import prod
 from typing import final
 
 import torch
@@ -82,10 +81,9 @@ class Layer(ABC):
         if not self.spatial:
             return self.narrow(x, self.fitted(matrix))
         kernel = list(self.shape[2:]) if factor.whole else [1] * self.dims
-        shape = [matrix.shape[0], matrix.shape[1] // prod(kernel), *kernel]
-        weight = self.fitted(matrix.reshape(shape))
+        weight = self.fitted(matrix.unflatten(1, [-1, *kernel]))  # which says no rank: exported, it may vary
         if factor.shared and self.groups > 1:
-            weight = weight.repeat([self.groups] + [1] * (len(shape) - 1))
+            weight = weight.repeat([self.groups] + [1] * (weight.dim() - 1))
         return self.narrow(x, weight, self.groups, plain=not factor.whole)
 
 

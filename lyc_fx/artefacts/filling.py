@@ -36,13 +36,17 @@ def taken(bound: Bound, slots: list[Slot], shape: tuple[int, ...]) -> tuple[Slot
 
 
 def empty(slot: Slot) -> dict[str, Tensor]:
-    """Factors by field without an effect, of the least rank."""
-    return {
-        field: torch.zeros(
-            [_LEAST if at in slot.ranks[field] else size for at, size in enumerate(factor.shape)], dtype=factor.dtype
-        )
-        for field, factor in slot.adapter.factors().items()
-    }
+    """Factors by field, of the least rank, for a slot that has block weight 0.
+
+    Zeros, or for what is no sum any numbers that it is defined for: rotations may be made of normalized vectors.
+    """
+    made = {}
+    for field, factor in slot.adapter.factors().items():
+        shape = [_LEAST if at in slot.ranks[field] else size for at, size in enumerate(factor.shape)]
+        zeros = torch.zeros(shape, dtype=factor.dtype)
+        any_ = torch.arange(1.0, 1.0 + zeros.numel(), dtype=torch.float64).sin().reshape(shape).to(factor.dtype)
+        made[field] = zeros if isinstance(slot.adapter, Additive) else any_
+    return made
 
 
 def numbers(slot: Slot, adapter: Adapter) -> float:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from lyc_fx.exporting.ranks import fixed_ranks
 from lyc_fx.graph.inputs import pytree_info
 from lyc_fx.graph.program import facts
 from lyc_fx.graph.symbolic import symbol_names
@@ -41,9 +42,11 @@ def inputs(program: GraphModule, exported: ExportedProgram) -> tuple[Value, ...]
     given = set(exported.graph_signature.user_inputs)
     nodes = [node for node in exported.graph_module.graph.find_nodes(op="placeholder") if node.name in given]
     tensors = iter([value for node in nodes if isinstance(value := node.meta.get("val"), Tensor)])
+    fixed = fixed_ranks(exported)
     own = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
     values = [next(tensors) if isinstance(value, Tensor) else value for value in own]
-    return tuple(_described(symbol_names(exported.graph_module), input_names(program), values))
+    sizes = symbol_names(exported.graph_module) | {symbol: str(size) for symbol, size in fixed.items()}
+    return tuple(_described(sizes, input_names(program), values))
 
 
 def bounds(program: GraphModule) -> dict[str, tuple[int | None, int | None]]:
@@ -88,7 +91,8 @@ def _paths(name: str, spec: pytree.TreeSpec) -> Iterator[str]:
 def _described(sizes: Mapping[str, str], names: Sequence[str], values: Sequence[Any]) -> Iterator[Value]:
     for name, value in zip(names, values, strict=True):
         if isinstance(value, Tensor):
-            shape = tuple(size if isinstance(size, int) else _spelled(size, sizes) for size in value.shape)
+            spelled = (size if isinstance(size, int) else _spelled(size, sizes) for size in value.shape)
+            shape = tuple(int(size) if isinstance(size, str) and size.isdigit() else size for size in spelled)
             yield Value(name, str(value.dtype).removeprefix("torch."), shape)
         else:
             yield Value(name, type(value).__name__, (), value if isinstance(value, (bool, int, float, str)) else None)

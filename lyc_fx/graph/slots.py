@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
-from lyc_fx.adapters.shaped import Shaped
+from lyc_fx.adapters.shaped import Additive
 from lyc_fx.algebra.factor_shapes import RANK, parsed
 from lyc_fx.graph.places import Places
 from lyc_fx.graph.program import BANK
@@ -25,7 +25,7 @@ class Slots:
     strengths: tuple[str, ...]
     """The program's names for the adapter sets' strengths, in order"""
     ranks: Mapping[str, tuple[int, ...]]
-    """The dimensions of each factor that are its rank, by the input's name"""
+    """The dimensions of each factor that are its rank, by the input's name; only of sums, which zeros leave alone"""
 
     @classmethod
     def of(cls, places: Places) -> Self:
@@ -33,7 +33,7 @@ class Slots:
         terms = [term for made in places.merged.values() for term in made.terms]
         factors, ranks = {}, {}
         for term in terms:
-            words = dict(parsed(term.adapter.shapes)) if isinstance(term.adapter, Shaped) else {}
+            words = dict(parsed(term.adapter.shapes)) if isinstance(term.adapter, Additive) else {}
             for field, name in term.places.items():
                 key = name.removeprefix(f"{BANK}.")
                 factors[key] = name

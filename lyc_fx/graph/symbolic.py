@@ -92,7 +92,7 @@ def symbol_names(gm: GraphModule) -> dict[str, str]:
     for node in gm.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
         for position, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-            if isinstance(size, torch.SymInt):
+            if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
                 names.setdefault(str(size.node.expr), f"{node.target}.shape[{position}]")
     return names
 
