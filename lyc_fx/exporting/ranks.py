@@ -32,7 +32,7 @@ def fixed_ranks(exported: ExportedProgram) -> dict[str, int]:
     held = {symbol: hint for of_slot in slots.values() for symbol, hint in of_slot.items()}
 
     def allowed(others: Mapping[Any, int]) -> bool:
-        sized = {name: _Sized(tensor, held | others) for name, tensor in adapter.items()}
+        sized = {name: _Sized(tensor, {**held, **others}) for name, tensor in adapter.items()}
         return all(_holds(text, sized) for text in conditions)
 
     found: dict[str, int] = {}
