@@ -46,6 +46,7 @@ def fold_checkpoint(
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
+    lossy: bool = False,
     component: str | Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     rounding: Rounding = "nearest",
@@ -62,8 +63,8 @@ def fold_checkpoint(
     `out` is a new folder, into which configurations and tokenizers are copied. With `out=None` nothing is written, but
     everything else is done, and every error of a fold is raised.
 
-    `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`; `compute`, `allow_nonfinite` and
-    `component` as in `merge`.
+    `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`; `compute`, `allow_nonfinite`,
+    `lossy` and `component` as in `merge`.
 
     `transposed` lists fnmatch patterns of weights that are stored `(in, out)`, as in GPT-2's Conv1D; a pattern after
     `!` is for weights that are stored `(out, in)`. Patterns are needed only for weights whose orientation does not
@@ -87,8 +88,9 @@ def fold_checkpoint(
     with `force`, and only if lyc-fx wrote all weights in it. With `resume` (folders only), an interrupted fold keeps
     its finished shards, and the next call continues from there. Under torchrun the ranks share the shards.
 
-    Returns a report of what was applied where. Raises BadFile, BadAdapter, or Unsupported (such as for a packed dtype,
-    or `dtype` for float8 weights in units of a scale); then there is no output, and an existing one is unchanged.
+    Returns a report of what was applied where, and how much of each change is left after rounding. Raises BadFile,
+    BadAdapter, or Unsupported (such as for a packed dtype, or `dtype` for float8 weights in units of a scale); then
+    there is no output, and an existing one is unchanged. Warns as `merge`.
     """
     target = None if out is None else path_of(out, "the output")
     if rounding not in get_args(Rounding):
@@ -129,11 +131,12 @@ def fold_checkpoint(
             "the base first (load it, give the head a weight of its own, and save it)"
         )
     whole = merge_new_tensors(new_tensors, binding, dtype)
-    fold = Fold(source, merger, dtype, provenance, memory, verify, untied, new_tensors, whole)
+    fold = Fold(source, merger, dtype, provenance, memory, verify, lossy, untied, new_tensors, whole)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     if target is None:
         for part in source.parts:
             fold.write(part, None, progress)
+        fold.refuse_rounded_away()
     else:
         write_output(target, fold, inputs, resume=resume, force=force, progress=progress)
     merger.effects |= dict.fromkeys(new_tensors, Effect(changed=True, delta=1.0))  # there is no base to compare with

@@ -1,7 +1,7 @@
-"""What a merge did to a weight: how much it changed, and what is no finite number before or after."""
+"""What a merge did to a weight: how much it changed, how much of that rounding left, and what is no finite number."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Self, final
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
+from lyc_fx.merging.kept import Kept
 from lyc_fx.numerics.finite import all_finite, finite
+from lyc_fx.numerics.widen import widened
 
 _SAMPLE = 4096
 """Elements of a block from which its change is estimated: all of them would cost as much as a merge at a low rank"""
@@ -32,6 +34,8 @@ class Effect:
     """Σ (W' - W)² over a sample of the elements"""
     base: float = 0.0
     """Σ W² over the same"""
+    kept: Kept = field(default_factory=Kept)
+    """What rounding left of the change"""
 
     def __add__(self, other: Self) -> Self:
         return replace(
@@ -41,6 +45,7 @@ class Effect:
             changed=self.changed or other.changed,
             delta=self.delta + other.delta,
             base=self.base + other.base,
+            kept=self.kept + other.kept,
         )
 
     @property
@@ -51,8 +56,11 @@ class Effect:
         return (self.delta / self.base) ** 0.5 or _LEAST if self.base else float("inf")
 
     @classmethod
-    def of(cls, before: Tensor, after: Tensor) -> Self:
-        """Of rows as they were and as they are, in the dtypes in which they are stored."""
+    def of(cls, before: Tensor, after: Tensor, exact: Tensor | None = None) -> Self:
+        """Of rows as they were and as they are, in the dtypes in which they are stored.
+
+        `exact` is the result before it was rounded, in the dtype of sums; None: nothing was to change.
+        """
         lost = nonfinite = 0
         if not all_finite(after):
             known = finite(before)
@@ -62,7 +70,12 @@ class Effect:
         changed = delta > 0 or not _same(before.to(after.dtype), after)
         if changed and not delta:  # the sample does not show it
             delta = _square(_differences(before, after)) * old.numel() / before.numel()
-        return cls(lost, nonfinite, changed, delta, _square(old))
+        kept = Kept()
+        if exact is not None and old.numel():
+            kept = Kept.of(old, _sample(exact), new).times(before.numel() / old.numel())
+            if not kept.enough and old.numel() < before.numel():  # said loudly, or hidden by what is not in the sample
+                kept = Kept.of(widened(before, torch.float64), exact, widened(after, torch.float64))
+        return cls(lost, nonfinite, changed, delta, _square(old), kept)
 
     def refuse(self, name: str, dtype: torch.dtype, count: int, *, allow_nonfinite: bool = False) -> None:
         """Raise BadAdapter for a weight of `count` values that overflowed, or that was not finite before."""

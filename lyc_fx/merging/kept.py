@@ -1,0 +1,68 @@
+"""How much of a change is left once the changed weight is rounded to what it is stored in.
+
+With the base W, the exact change Δ and the weight as it is stored, W', all in the meaning of the weight (codes times
+their scale): `kept = ⟨W' - W, Δ⟩ / ⟨Δ, Δ⟩`. It is 1 where nothing was rounded, 0 where all of Δ was rounded away, and
+may be above 1. What rounding adds at right angles to Δ, as to a base that was not rounded itself, it does not count.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+ENOUGH = 0.9
+"""A merge that keeps less of its changes is warned of"""
+LEAST = 0.5
+"""A merge that keeps less of them is refused"""
+_NOISE = 64
+"""Units of the dtype of sums: a change that is smaller than so many of the weight's norm is none"""
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """Sums over some elements of a weight, or of several; those of parts are added up."""
+
+    left: float = 0.0
+    """⟨W' - W, Δ⟩"""
+    asked: float = 0.0
+    """⟨Δ, Δ⟩"""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.left + other.left, self.asked + other.asked)
+
+    def times(self, factor: float) -> Self:
+        """For sums over a sample: those that all elements would give."""
+        return type(self)(self.left * factor, self.asked * factor)
+
+    @property
+    def share(self) -> float | None:
+        """`⟨W' - W, Δ⟩ / ⟨Δ, Δ⟩`; None where there is no Δ."""
+        return self.left / self.asked if self.asked else None
+
+    @property
+    def enough(self) -> bool:
+        """Whether it is known to be enough that no one needs to hear of it."""
+        return self.share is not None and self.share >= ENOUGH
+
+    @classmethod
+    def of(cls, base: Tensor, exact: Tensor, stored: Tensor) -> Self:
+        """Of one shape: the weight before, the exact result in the dtype of sums, and what is stored of it.
+
+        Elements that are not finite do not count.
+        """
+        change = exact.double() - base
+        left, asked, norm = torch.stack([
+            (change * (stored - base)).nan_to_num(0.0, 0.0, 0.0).sum(),
+            change.square().nan_to_num(0.0, 0.0, 0.0).sum(),
+            base.square().nan_to_num(0.0, 0.0, 0.0).sum(),
+        ]).tolist()  # fmt: skip
+        noise = _NOISE * torch.finfo(exact.dtype).eps
+        return cls(left, asked) if asked > noise**2 * norm else cls()
+
+
+def overall(parts: Iterable[Kept]) -> float | None:
+    """The share over several weights, each weighted by its ⟨Δ, Δ⟩; None where there is no Δ."""
+    return sum(parts, Kept()).share
