@@ -115,6 +115,11 @@ class Report:
         return f"no bit of any weight changed, although {counted(len(self.applied), 'adapter')} matched one: {why}"
 
     @property
+    def kept_line(self) -> str | None:
+        """How much of all changes is left after rounding, as a line for people; None if nothing was to change."""
+        return None if self.kept_overall is None else f"kept: {_percent(self.kept_overall)} of the change"
+
+    @property
     def rounded_away(self) -> str | None:
         """How little of the changes is left after rounding, and of which weights the least; None if it is enough."""
         if self.kept_overall is None or self.kept_overall >= ENOUGH:
@@ -188,7 +193,7 @@ class Report:
             for row in self.applied
         ]
         lines = [*table(rows), self._summary]
-        lines += [] if self.kept_overall is None else [f"kept: {_percent(self.kept_overall)} of the change"]
+        lines += [] if self.kept_line is None else [self.kept_line]
         lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 

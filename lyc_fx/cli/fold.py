@@ -161,6 +161,8 @@ def command(
         typer.echo(json.dumps(facts | report.to_dict(), indent=1))
     elif not quiet:
         typer.echo(report if dry_run else _summary(report))
+        if not dry_run and report.kept_line is not None:
+            typer.echo(report.kept_line)
         typer.echo("nothing was written" if dry_run else f"wrote {out} ({decimal(written or 0)}) in {seconds:.1f} s")
     warned = report.nothing_changed or report.rounded_away
     if warned is not None:
@@ -202,9 +204,9 @@ def _summary(report: "Report") -> str:
     count = Counter(row.algorithm for row in report.applied)
     weights = len({row.target for row in report.applied})
     kinds = ", ".join(f"{number} {name}" for name, number in count.most_common())
-    left = "" if report.kept_overall is None else f"; kept {100 * report.kept_overall:.3g} % of the change"
-    done = f"{_several(len(report.applied), 'adapter')} on {_several(weights, 'weight')}"
-    return f"{done}: {kinds}{left}" if kinds else done
+    return f"{_several(len(report.applied), 'adapter')} on {_several(weights, 'weight')}" + (
+        f": {kinds}" if kinds else ""
+    )
 
 
 def _several(count: int, what: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.merging.kept import Kept
+from lyc_fx.merging.kept import Kept, inner
 from lyc_fx.numerics.finite import all_finite, finite
 from lyc_fx.numerics.widen import widened
 
@@ -66,16 +66,17 @@ class Effect:
             known = finite(before)
             lost, nonfinite = int((known & ~finite(after)).sum()), int((~known).sum())
         old, new = _sample(before), _sample(after)
-        delta = _square(new - old)
+        moved = new - old
+        delta, base, kept = inner(moved, moved), inner(old, old), Kept()
         changed = delta > 0 or not _same(before.to(after.dtype), after)
         if changed and not delta:  # the sample does not show it
-            delta = _square(_differences(before, after)) * old.numel() / before.numel()
-        kept = Kept()
+            differences = _differences(before, after)
+            delta = inner(differences, differences) * old.numel() / before.numel()
         if exact is not None and old.numel():
             kept = Kept.of(old, _sample(exact), new).times(before.numel() / old.numel())
-            if not kept.enough and old.numel() < before.numel():  # said loudly, or hidden by what is not in the sample
-                kept = Kept.of(widened(before, torch.float64), exact, widened(after, torch.float64))
-        return cls(lost, nonfinite, changed, delta, _square(old), kept)
+            if not kept.enough and old.numel() < before.numel():  # the sample may lack what matters: look at all of it
+                kept = Kept.of(_all(before), _all(exact), _all(after))
+        return cls(lost, nonfinite, changed, delta, base, kept)
 
     def refuse(self, name: str, dtype: torch.dtype, count: int, *, allow_nonfinite: bool = False) -> None:
         """Raise BadAdapter for a weight of `count` values that overflowed, or that was not finite before."""
@@ -104,11 +105,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.masked_fill(broken, 0), other.masked_fill(broken, 0))
 
 
-def _square(values: Tensor) -> float:
-    """The sum of the squares, of those that are finite."""
-    return float(values.square().nan_to_num(0.0, 0.0, 0.0).sum())
-
-
 def _differences(before: Tensor, after: Tensor) -> Tensor:
     """The differences that are not zero, in float64."""
     old, new = (rows.float() if rows.dtype.itemsize == 1 else rows for rows in (before, after))
@@ -117,9 +113,13 @@ def _differences(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _sample(rows: Tensor) -> Tensor:
-    """Some elements in float64, spread over rows and columns."""
+    """Some elements in float64, flat, spread over rows and columns."""
     if rows.dim():
         rows = rows[:: max(1, rows.shape[0] * min(prod(rows.shape[1:]), 64) // _SAMPLE)]
     if rows.dim() > 1:
         rows = rows[:, :: max(1, rows.numel() // _SAMPLE)]
-    return (rows.float() if rows.dtype.itemsize == 1 else rows).double()
+    return (rows.float() if rows.dtype.itemsize == 1 else rows).double().reshape(-1)
+
+
+def _all(rows: Tensor) -> Tensor:
+    return widened(rows, torch.float64).reshape(-1)

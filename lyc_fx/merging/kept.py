@@ -7,6 +7,7 @@ may be above 1. What rounding adds at right angles to Δ, as to a base that was 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Self, final
 
 import torch
@@ -49,18 +50,20 @@ class Kept:
 
     @classmethod
     def of(cls, base: Tensor, exact: Tensor, stored: Tensor) -> Self:
-        """Of one shape: the weight before, the exact result in the dtype of sums, and what is stored of it.
+        """Of the elements of a weight before, the exact result in the dtype of sums, and what is stored of it.
 
-        Elements that are not finite do not count.
+        All are flat; the first and the last are float64. Elements that are not finite do not count.
         """
-        change = exact.double() - base
-        left, asked, norm = torch.stack([
-            (change * (stored - base)).nan_to_num(0.0, 0.0, 0.0).sum(),
-            change.square().nan_to_num(0.0, 0.0, 0.0).sum(),
-            base.square().nan_to_num(0.0, 0.0, 0.0).sum(),
-        ]).tolist()  # fmt: skip
+        change = exact - base
+        asked = inner(change, change)
         noise = _NOISE * torch.finfo(exact.dtype).eps
-        return cls(left, asked) if asked > noise**2 * norm else cls()
+        return cls(inner(change, stored - base), asked) if asked > noise**2 * inner(base, base) else cls()
+
+
+def inner(one: Tensor, other: Tensor) -> float:
+    """The sum of the products of two flat tensors, of those that are finite."""
+    found = float(torch.dot(one, other))
+    return found if isfinite(found) else float((one * other).nan_to_num(0.0, 0.0, 0.0).sum())
 
 
 def overall(parts: Iterable[Kept]) -> float | None:
