@@ -1,13 +1,14 @@
 """The checkpoint road: fold adapters into safetensors files, without any model code."""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import get_args
 
 import torch
 
 from lyc_fx.binding.bind import bind
+from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
@@ -106,7 +107,7 @@ def fold_checkpoint(
     try:
         binding = bind(stack, weights, strict=strict, elsewhere=elsewhere)
     except NotApplicable as error:
-        raise _explained(error, base, weights) from error
+        raise _explained(error, base, source, weights) from error
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
             f"{base}: no adapter matches a weight of it, so the output would be a plain copy; "
@@ -158,9 +159,9 @@ def fold_checkpoint(
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 
 
-def _explained(error: NotApplicable, base: Path_, names: Collection[str]) -> LycFxError:
+def _explained(error: NotApplicable, base: Path_, source: Base, names: Mapping[str, Weight]) -> LycFxError:
     """Return a better error if the base is of a kind that no adapter can fit: quantized, or an adapter itself."""
-    quantized = explain_quantized(base, names)
+    quantized = explain_quantized(base, source, names)
     if quantized is not None:
         return Unsupported(f"{quantized}.\n{error.faults}")
     plain = [name for name in names if name.endswith(".weight") and not name.endswith(_FACTORS)]

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from lyc_fx.base.foreign import find_scripted, flattening_reason, foreign_reason, offload_reason, shapeless_reason
+from lyc_fx.base.packed import quantizer_of
 from lyc_fx.binding.bind import bind
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.binding.twins import twins
 from lyc_fx.choices import Convention
-from lyc_fx.errors import Unsupported
+from lyc_fx.errors import NotApplicable, Unsupported
 from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
@@ -119,7 +120,16 @@ def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[st
     found, same = find_weights(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
     fused = twins(Values(found, weights))
-    binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
+    try:
+        binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
+    except NotApplicable as error:
+        packed = quantizer_of(dict(model.state_dict()))
+        if packed is None:
+            raise
+        raise Unsupported(
+            f"the model is quantized by {packed[0]} ({packed[1]}), so it does not hold the weights that adapters are "
+            f"for: merge into the model from before quantization, and quantize that again.\n{error.faults}"
+        ) from error
     stored = {name: handle.stored for name, handle in found.items() if name in binding.targets}
     for name, weight in stored.items():
         foreign = foreign_reason(weight) if found[name].quantized is None else None

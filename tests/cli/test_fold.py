@@ -41,7 +41,8 @@ def test_fold_merges_what_the_adapter_names_and_copies_the_rest(files, lyc) -> N
     assert said_of_it["adapters"] == [{"file": files.locon.name, "sha256": digest, "strength": 1.0}]
     assert said_of_it["version"] == lyc_fx.__version__
     assert said.out.splitlines()[0] == "2 adapters on 2 weights: 2 locon"
-    assert said.out.splitlines()[1].startswith(f"wrote {files.out} ({decimal(files.out.stat().st_size)}) in ")
+    assert said.out.splitlines()[1] == "kept: 100 % of the change"
+    assert said.out.splitlines()[2].startswith(f"wrote {files.out} ({decimal(files.out.stat().st_size)}) in ")
 
 
 def test_several_adapters_with_strengths_are_summed_and_rounded_once(files, lyc) -> None:
