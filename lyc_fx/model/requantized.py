@@ -47,7 +47,7 @@ def merge_requantized(name: str, weight: Quantized, fill: Fill, undo: ExitStack,
             "should be as the adapter had moved it, so that its change is lost: run the adapter beside the layer with "
             "lyc_fx.attach, or merge before the model is quantized; lossy=True accepts the loss"
         )
-    return Kept.of(base.double(), merged, after.double())
+    return Kept.of(base.double().flatten(), merged.flatten(), after.double().flatten())
 
 
 def refuse_quantized(found: Mapping[str, WeightHandle], binding: Binding) -> None:

@@ -163,7 +163,5 @@ def test_a_model_in_memory_is_named(name: str) -> None:
     tensors, said = PACKED[name]
     model = nn.ModuleDict({"fc": Packed(tensors), "norm": nn.LayerNorm(3)})
     for verb in (lyc_fx.merge, lambda model, given: lyc_fx.live(model).set(given)):
-        with pytest.raises(
-            Unsupported, match=rf"(?s)quantized by {said}.*before quantization.*no such weight"
-        ):
+        with pytest.raises(Unsupported, match=rf"(?s)quantized by {said}.*before quantization.*no such weight"):
             verb(model, adapters())

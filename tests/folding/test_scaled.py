@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from nets import random_for
-from oracle import delta
+from oracle import delta, kept
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -114,6 +114,12 @@ def test_the_report_says_how_much_the_weight_changed(shape: tuple[int, ...], siz
         for each in (tensors, load_file(tmp_path / "out.safetensors"))
     )
     assert report.changes["fc.weight"] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
+    share = kept(before, before + STRENGTH * delta(adapter(), SHAPE), after)
+    assert report.kept == {"fc.weight": pytest.approx(share, rel=1e-9)} and report.kept_overall is not None
+    assert share < 0.9 if size > 1 else abs(share - 1) < 0.02, "there is something to see"
+    if share < 0.5:
+        with pytest.raises(BadAdapter, match=r"is left after rounding; least of fc\.weight"):
+            lyc_fx.fold_checkpoint(*files, STRENGTH)
 
 
 @pytest.mark.parametrize("shape", [(1,), (15, 1)], ids=str)
