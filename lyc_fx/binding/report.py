@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Self, final
 
+from lyc_fx.binding.rounding_said import ADVICE, named, percent, poorly_kept, too_little
 from lyc_fx.errors import BadAdapter, counted
 from lyc_fx.merging.effect import Effect
-from lyc_fx.merging.kept import ENOUGH, LEAST, overall
+from lyc_fx.merging.kept import LEAST, overall
 from lyc_fx.naming.components import component_of
-
-_NAMED = 5
-"""How many weights a note names"""
 
 
 class NothingChanged(UserWarning):
@@ -117,17 +115,12 @@ class Report:
     @property
     def kept_line(self) -> str | None:
         """How much of all changes is left after rounding, as a line for people; None if nothing was to change."""
-        return None if self.kept_overall is None else f"kept: {_percent(self.kept_overall)} of the change"
+        return None if self.kept_overall is None else f"kept: {percent(self.kept_overall)} of the change"
 
     @property
     def rounded_away(self) -> str | None:
         """How little of the changes is left after rounding, and of which weights the least; None if it is enough."""
-        if self.kept_overall is None or self.kept_overall >= ENOUGH:
-            return None
-        least = sorted((share, name) for name, share in self.kept.items() if share < ENOUGH)
-        named = ", ".join(f"{name} {_percent(share)}" for share, name in least[:_NAMED])
-        more = f" … ({len(least)} of {counted(len(self.kept), 'weight')})" if len(least) > _NAMED else ""
-        return f"only {_percent(self.kept_overall)} of the change is left after rounding; least of {named}{more}"
+        return too_little(self.kept, self.kept_overall)
 
     def measured(self, effects: Mapping[str, Effect]) -> Self:
         """Return the report with the effects of a merge on the weights.
@@ -142,22 +135,17 @@ class Report:
         if 0 < len(found.unchanged) < len(found.changes):
             notes.append(
                 f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change at all: "
-                + _named(found.unchanged)
+                + named(found.unchanged)
             )
-        poor = [name for name, share in kept.items() if share < LEAST and changes[name]]
-        if poor and found.rounded_away is None:
-            said = [f"{name} ({_percent(kept[name])})" for name in sorted(poor, key=lambda name: kept[name])]
-            notes.append(f"less than half of the change of {counted(len(poor), 'weight')} is left: {_named(said)}")
+        poor = poorly_kept({name: share for name, share in kept.items() if changes[name]})
+        if poor is not None and found.rounded_away is None:
+            notes.append(poor)
         return replace(found, notes=(*found.notes, *notes))
 
     def refuse_rounded_away(self, *, lossy: bool) -> None:
         """Raise BadAdapter, unless `lossy`, if less than half of the changes is left after rounding."""
         if not lossy and self.kept_overall is not None and self.kept_overall < LEAST:
-            raise BadAdapter(
-                f"{self.rounded_away}: the weights are stored too coarsely for it. Fold the adapters into the original "
-                "weights (not quantized, of a wider dtype) and quantize the result again, or keep the adapters beside "
-                "the model (lyc_fx.attach); lossy=True (command line: --lossy) accepts the loss"
-            )
+            raise BadAdapter(f"{self.rounded_away}: {ADVICE}")
 
     def warn(self, stacklevel: int = 3) -> None:
         """Warn with NothingChanged if nothing changed, or with RoundedAway if too little of the changes is left."""
@@ -187,8 +175,8 @@ class Report:
                 "alpha": "-" if row.alpha is None else f"{row.alpha:g}",
                 "scale": f"{row.scale:g}",
                 "strength": f"{row.strength:g}",
-                **({"change": _percent(self.changes.get(row.target))} if self.changes else {}),
-                **({"kept": _percent(self.kept.get(row.target))} if self.kept else {}),
+                **({"change": percent(self.changes.get(row.target))} if self.changes else {}),
+                **({"kept": percent(self.kept.get(row.target))} if self.kept else {}),
             }
             for row in self.applied
         ]
@@ -196,14 +184,6 @@ class Report:
         lines += [] if self.kept_line is None else [self.kept_line]
         lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
-
-
-def _percent(change: float | None) -> str:
-    return "-" if change is None else f"{100 * change:.3g} %"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
