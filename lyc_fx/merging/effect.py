@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.merging.kept import Kept, inner
+from lyc_fx.merging.kept import Kept, inner, noise
 from lyc_fx.numerics.finite import all_finite, finite
 from lyc_fx.numerics.widen import widened
 
@@ -73,8 +73,8 @@ class Effect:
             differences = _differences(before, after)
             delta = inner(differences, differences) * old.numel() / before.numel()
         if exact is not None and old.numel():
-            kept = Kept.of(old, _sample(exact), new).times(before.numel() / old.numel())
-            if not kept.enough and old.numel() < before.numel():  # the sample may lack what matters: look at all of it
+            kept = Kept.sums(_sample(exact) - old, moved, noise(exact.dtype, base)).times(before.numel() / old.numel())
+            if kept.doubtful and old.numel() < before.numel():
                 kept = Kept.of(_all(before), _all(exact), _all(after))
         return cls(lost, nonfinite, changed, delta, base, kept)
 

@@ -17,6 +17,8 @@ ENOUGH = 0.9
 """A merge that keeps less of its changes is warned of"""
 LEAST = 0.5
 """A merge that keeps less of them is refused"""
+_DOUBT = 0.6
+"""Where a sample shows less, all elements are looked at: a few large changes that it lacks may be kept"""
 _NOISE = 64
 """Units of the dtype of sums: a change that is smaller than so many of the weight's norm is none"""
 
@@ -44,9 +46,9 @@ class Kept:
         return self.left / self.asked if self.asked else None
 
     @property
-    def enough(self) -> bool:
-        """Whether it is known to be enough that no one needs to hear of it."""
-        return self.share is not None and self.share >= ENOUGH
+    def doubtful(self) -> bool:
+        """Of a sample: whether all elements might tell something else, by which a merge is refused or not."""
+        return self.share is None or self.share < _DOUBT
 
     @classmethod
     def of(cls, base: Tensor, exact: Tensor, stored: Tensor) -> Self:
@@ -54,10 +56,18 @@ class Kept:
 
         All are flat; the first and the last are float64. Elements that are not finite do not count.
         """
-        change = exact - base
+        return cls.sums(exact - base, stored - base, noise(exact.dtype, inner(base, base)))
+
+    @classmethod
+    def sums(cls, change: Tensor, moved: Tensor, least: float) -> Self:
+        """Of an exact change, and of what is stored of it; one whose ⟨Δ, Δ⟩ is not above `least` is none."""
         asked = inner(change, change)
-        noise = _NOISE * torch.finfo(exact.dtype).eps
-        return cls(inner(change, stored - base), asked) if asked > noise**2 * inner(base, base) else cls()
+        return cls(inner(change, moved), asked) if asked > least else cls()
+
+
+def noise(dtype: torch.dtype, norm: float) -> float:
+    """The ⟨Δ, Δ⟩ of what sums in a dtype leave of changes that cancel, for a weight of this ⟨W, W⟩."""
+    return (_NOISE * torch.finfo(dtype).eps) ** 2 * norm
 
 
 def inner(one: Tensor, other: Tensor) -> float:
