@@ -1,7 +1,7 @@
 """What a merge did to a weight: how much it changed, how much of that rounding left, and what is no finite number."""
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Self, final
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
-from lyc_fx.merging.kept import Kept, inner, noise
+from lyc_fx.merging.kept import NOTHING, Kept, inner, noise
 from lyc_fx.numerics.finite import all_finite, finite
 from lyc_fx.numerics.widen import widened
 
@@ -34,18 +34,17 @@ class Effect:
     """Σ (W' - W)² over a sample of the elements"""
     base: float = 0.0
     """Σ W² over the same"""
-    kept: Kept = field(default_factory=Kept)
+    kept: Kept = NOTHING
     """What rounding left of the change"""
 
     def __add__(self, other: Self) -> Self:
-        return replace(
-            self,
-            lost=self.lost + other.lost,
-            nonfinite=self.nonfinite + other.nonfinite,
-            changed=self.changed or other.changed,
-            delta=self.delta + other.delta,
-            base=self.base + other.base,
-            kept=self.kept + other.kept,
+        return type(self)(
+            self.lost + other.lost,
+            self.nonfinite + other.nonfinite,
+            self.changed or other.changed,
+            self.delta + other.delta,
+            self.base + other.base,
+            self.kept + other.kept,
         )
 
     @property
@@ -67,13 +66,13 @@ class Effect:
             lost, nonfinite = int((known & ~finite(after)).sum()), int((~known).sum())
         old, new = _sample(before), _sample(after)
         moved = new - old
-        delta, base, kept = inner(moved, moved), inner(old, old), Kept()
+        delta, base, kept = inner(moved, moved), inner(old, old), NOTHING
         changed = delta > 0 or not _same(before.to(after.dtype), after)
         if changed and not delta:  # the sample does not show it
             differences = _differences(before, after)
             delta = inner(differences, differences) * old.numel() / before.numel()
         if exact is not None and old.numel():
-            kept = Kept.sums(_sample(exact) - old, moved, noise(exact.dtype, base)).times(before.numel() / old.numel())
+            kept = Kept.sums(_sample(exact) - old, moved, noise(exact.dtype, base), before.numel() / old.numel())
             if kept.doubtful and old.numel() < before.numel():
                 kept = Kept.of(_all(before), _all(exact), _all(after))
         return cls(lost, nonfinite, changed, delta, base, kept)

@@ -36,10 +36,6 @@ class Kept:
     def __add__(self, other: Self) -> Self:
         return type(self)(self.left + other.left, self.asked + other.asked)
 
-    def times(self, factor: float) -> Self:
-        """For sums over a sample: those that all elements would give."""
-        return type(self)(self.left * factor, self.asked * factor)
-
     @property
     def share(self) -> float | None:
         """`⟨W' - W, Δ⟩ / ⟨Δ, Δ⟩`; None where there is no Δ."""
@@ -59,10 +55,17 @@ class Kept:
         return cls.sums(exact - base, stored - base, noise(exact.dtype, inner(base, base)))
 
     @classmethod
-    def sums(cls, change: Tensor, moved: Tensor, least: float) -> Self:
-        """Of an exact change, and of what is stored of it; one whose ⟨Δ, Δ⟩ is not above `least` is none."""
+    def sums(cls, change: Tensor, moved: Tensor, least: float, factor: float = 1.0) -> Self:
+        """Of an exact change, and of what is stored of it; one whose ⟨Δ, Δ⟩ is not above `least` is none.
+
+        `factor` is how many elements there are for each of these.
+        """
         asked = inner(change, change)
-        return cls(inner(change, moved), asked) if asked > least else cls()
+        return cls(factor * inner(change, moved), factor * asked) if asked > least else cls()
+
+
+NOTHING = Kept()
+"""Where there is no Δ"""
 
 
 def noise(dtype: torch.dtype, norm: float) -> float:
