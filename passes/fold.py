@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from lyc_fx.binding.report import Report
 from lyc_fx.errors import InvalidGraph
 from lyc_fx.graph.constants import adapted_roots, cone, evaluated, in_bank
 from lyc_fx.graph.copies import set_tensor
@@ -26,25 +28,27 @@ from lyc_fx.graph.program import BANK, aliases, facts, get_tensor, remember, ten
 from lyc_fx.graph.rewrite import erase_unused
 from lyc_fx.merging.effect import Effect
 
+aten = torch.ops.aten
 _ADVICE = "fold what lyc_fx.splice returned (lower moves adapters to the activations, where they are no constants)"
 
 
 @final
 @dataclass(frozen=True)
 class Fold(PassBase):
-    """Option: whether base weights may hold NaN and infinity."""
+    """Options: whether base weights may hold NaN and infinity, and whether rounding may take most of the changes."""
 
     allow_nonfinite: bool = False
+    lossy: bool = False
 
     def call(self, gm: GraphModule) -> PassResult:
         roots = adapted_roots(gm)
         names = aliases(gm)
-        bases, changes = {root: _base(root) for root in roots}, dict[str, float]()
+        bases, effects = {root: _base(root) for root in roots}, dict[str, Effect]()
         done_with: set[tuple[Node, ...]] = set()
         for root, base in bases.items():
             read = tuple(base.all_input_nodes) or (base,)
             if read not in done_with:  # each call of a module under weight norm computes its weight anew
-                changes |= self._store(gm, root, base, names)
+                effects |= self._store(gm, root, base, names)
                 done_with.add(read)
             base.meta = dict(base.meta)
             root.replace_all_uses_with(base, propagate_meta=False)
@@ -52,20 +56,23 @@ class Fold(PassBase):
         left = _drop_unread(gm)
         if left:
             raise InvalidGraph(f"{len(left)} factors cannot be folded, the first is {left[0]}: {_ADVICE}")
-        report = facts(gm).report
-        if report is not None:
-            remember(gm, report=report.measured(changes))
+        report = (facts(gm).report or Report(())).measured(effects)
+        report.refuse_rounded_away(lossy=self.lossy)
+        remember(gm, report=report)
         return done(gm, "fold", len(roots))
 
-    def _store(self, gm: GraphModule, root: Node, base: Node, names: dict[int, list[str]]) -> dict[str, float]:
-        """Put the merged weight in the base's place; how much it changed, by the name of what was stored."""
-        value = _value(gm, root)
+    def _store(self, gm: GraphModule, root: Node, base: Node, names: dict[int, list[str]]) -> dict[str, Effect]:
+        """Put the merged weight in the base's place; the effect on it, by the name of what was stored."""
+        unrounded = root.args[0] if root.target is aten.to.dtype else root
+        assert isinstance(unrounded, Node)
+        values = dict(evaluated(partial(get_tensor, gm), [base, unrounded, root]))
+        value = values[root]
         stores = _stores(base, value)
-        effect, name = Effect.of(_value(gm, base), value), ", ".join(str(node.target) for node in stores)
+        effect, name = Effect.of(values[base], value, values[unrounded]), ", ".join(str(n.target) for n in stores)
         effect.refuse(name, value.dtype, value.numel(), allow_nonfinite=self.allow_nonfinite)
         for node, tensor in stores.items():
             _store(gm, node, tensor, names)
-        return {name: effect.relative}
+        return {name: effect}
 
 
 def _base(root: Node) -> Node:
@@ -77,11 +84,6 @@ def _base(root: Node) -> Node:
     if len(bases) != 1 or bases[0].meta["val"].shape != root.meta["val"].shape:
         raise InvalidGraph(f"{root.name} reads an adapter, but is no adapted weight: {_ADVICE}")
     return bases[0]
-
-
-def _value(gm: GraphModule, node: Node) -> Tensor:
-    ((_, value),) = evaluated(partial(get_tensor, gm), [node])
-    return value
 
 
 def _stores(base: Node, value: Tensor) -> dict[Node, Tensor]:

@@ -80,5 +80,8 @@ PAGE = b"<!DOCTYPE html><html><head><title>Log in</title></head></html>"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
 JSON = json.dumps({"r": 4}).encode()
-AGAIN = "fold into the checkpoint from before quantization, and quantize the result again"
+AGAIN = (
+    "fold into the checkpoint from before quantization, and quantize the result again, or keep the adapter beside the "
+    "model"
+)
 GONE = "so it does not hold the weights that adapters are for"

@@ -37,6 +37,12 @@ def adapted(adapter: Adapter, weight: Tensor, strength: float) -> Tensor:
     return base + strength * (_dora(base + change, factors["dora_scale"]) - base)
 
 
+def kept(base: Tensor, exact: Tensor, stored: Tensor) -> float:
+    """⟨stored - base, Δ⟩ / ⟨Δ, Δ⟩ with Δ = exact - base."""
+    change = exact.double() - base.double()
+    return float(((stored.double() - base.double()) * change).sum() / change.square().sum())
+
+
 def _dora(merged: Tensor, magnitude: Tensor) -> Tensor:
     columns = magnitude.dim() == merged.dim() and magnitude.shape[0] == 1 and magnitude.shape[1] == merged.shape[1]
     spread = merged.transpose(0, 1) if columns and magnitude.numel() != merged.shape[0] else merged

@@ -123,9 +123,12 @@ def test_the_report_says_what_was_applied() -> None:
         "rows": None,
         "keys": ("lycoris_a.factors",),
     }
+    found = [f"{100 * report.changes[name]:.3g} %" for name in ("a.weight", "c.weight")]
+    width = max(6, *map(len, found))
     assert str(report).splitlines() == [
-        "weight    shape    algorithm  rank  alpha  scale  strength  change",
-        f"a.weight  5×3      locon      2     3      1.5    0.7       {100 * report.changes['a.weight']:.3g} %",
-        f"c.weight  5×3×3×3  locon      2     3      1.5    0.7       {100 * report.changes['c.weight']:.3g} %",
+        f"weight    shape    algorithm  rank  alpha  scale  strength  {'change':{width}}  kept",
+        f"a.weight  5×3      locon      2     3      1.5    0.7       {found[0]:{width}}  100 %",
+        f"c.weight  5×3×3×3  locon      2     3      1.5    0.7       {found[1]:{width}}  100 %",
         "2 adapters on 2 weights, 0 keys unused",
+        "kept: 100 % of the change",
     ]

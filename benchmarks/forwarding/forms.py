@@ -20,7 +20,7 @@ def forms(model: nn.Module, algorithm: str, x: Tensor) -> Iterator[tuple[str, nn
     if made is None:
         return
     adapted = lyc_fx.splice(lyc_fx.capture(model, (x,)), made, STRENGTH)
-    yield "folded", lyc_fx.fold(adapted)
+    yield "folded", lyc_fx.fold(adapted, lossy=True)
     lowered = lyc_fx.lower(adapted)
     yield "lowered", lowered
     yield "staged", lyc_fx.stage(lowered)

@@ -101,8 +101,7 @@ class Binding:
 
     def finished(self, effects: Mapping[str, Effect], notes: Sequence[str]) -> Report:
         """Return the report of a finished merge, with the effects on the weights and further notes."""
-        report = replace(self.report, notes=(*self.report.notes, *notes))
-        return report.measured({name: effect.relative for name, effect in effects.items()})
+        return replace(self.report, notes=(*self.report.notes, *notes)).measured(effects)
 
     def doubts(self, target: str, weight: Tensor, *, transposed: bool) -> list[str]:
         """Return warnings that this weight is not the base that its adapters were trained on."""

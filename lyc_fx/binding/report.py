@@ -7,15 +7,19 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Self, final
 
-from lyc_fx.errors import counted
+from lyc_fx.binding.rounding_said import ADVICE, named, percent, poorly_kept, too_little
+from lyc_fx.errors import BadAdapter, counted
+from lyc_fx.merging.effect import Effect
+from lyc_fx.merging.kept import LEAST, overall
 from lyc_fx.naming.components import component_of
-
-_NAMED = 5
-"""How many weights a note names"""
 
 
 class NothingChanged(UserWarning):
     """A merge, fold or splice left every weight unchanged."""
+
+
+class RoundedAway(UserWarning):
+    """A merge or fold kept less than 0.9 of its changes: the rest was rounded away."""
 
 
 @final
@@ -68,8 +72,10 @@ class Report:
     """The model's weights of two or more dimensions that have no adapter"""
     changes: Mapping[str, float] = field(default_factory=dict)
     """`‖W' - W‖ / ‖W‖` of each merged weight, estimated from some of its elements; 0 if no bit changed"""
-    losses: Mapping[str, float] = field(default_factory=dict)
-    """`‖Q(W') - W'‖ / ‖W' - W‖` of each quantized weight W, which was dequantized, merged, and quantized again by Q"""
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """`⟨W' - W, Δ⟩ / ⟨Δ, Δ⟩` of each merged weight with a change Δ: what is left of it after rounding (merging.kept)"""
+    kept_overall: float | None = None
+    """The same over all weights, each weighted by its ⟨Δ, Δ⟩"""
 
     def __repr__(self) -> str:
         return f"<Report: {self._summary}, {counted(len(self.notes), 'note')}>"
@@ -106,20 +112,52 @@ class Report:
         why = "their strength is 0" if idle else "their factors are zero, or too weak for the dtype of the weights"
         return f"no bit of any weight changed, although {counted(len(self.applied), 'adapter')} matched one: {why}"
 
-    def measured(self, changes: Mapping[str, float]) -> Self:
-        """Return the report with the changes of a merge; a note names adapted weights that did not change."""
-        every = {row.target: changes.get(row.target, 0.0) for row in self.applied}
-        found = replace(self, changes={**every, **changes})
-        if not 0 < len(found.unchanged) < len(found.changes):
-            return found
-        named = ", ".join(found.unchanged[:_NAMED]) + (" …" if len(found.unchanged) > _NAMED else "")
-        note = f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change at all: {named}"
-        return replace(found, notes=(*found.notes, note))
+    @property
+    def kept_line(self) -> str | None:
+        """How much of all changes is left after rounding, as a line for people; None if nothing was to change."""
+        return None if self.kept_overall is None else f"kept: {percent(self.kept_overall)} of the change"
+
+    @property
+    def rounded_away(self) -> str | None:
+        """How little of the changes is left after rounding, and of which weights the least; None if it is enough."""
+        return too_little(self.kept, self.kept_overall)
+
+    def measured(self, effects: Mapping[str, Effect]) -> Self:
+        """Return the report with the effects of a merge on the weights.
+
+        Notes name adapted weights that did not change, and those that kept less than half of their change.
+        """
+        changes = {row.target: 0.0 for row in self.applied} | {n: each.relative for n, each in effects.items()}
+        kept = {n: share for n, each in effects.items() if (share := each.kept.share) is not None}
+        once = {id(each): each.kept for each in effects.values()}  # that of a tied weight has several names
+        found = replace(self, changes=changes, kept=kept, kept_overall=overall(once.values()))
+        notes = []
+        if 0 < len(found.unchanged) < len(found.changes):
+            notes.append(
+                f"{len(found.unchanged)} of {len(found.changes)} adapted weights did not change at all: "
+                + named(found.unchanged)
+            )
+        poor = poorly_kept({name: share for name, share in kept.items() if changes[name]})
+        if poor is not None and found.rounded_away is None:
+            notes.append(poor)
+        return replace(found, notes=(*found.notes, *notes))
+
+    def refuse_rounded_away(self, *, lossy: bool) -> None:
+        """Raise BadAdapter, unless `lossy`, if less than half of the changes is left after rounding."""
+        if not lossy and self.kept_overall is not None and self.kept_overall < LEAST:
+            raise BadAdapter(f"{self.rounded_away}: {ADVICE}")
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Warn with NothingChanged if nothing changed."""
+        """Warn with NothingChanged if nothing changed, or with RoundedAway if too little of the changes is left."""
         if self.nothing_changed is not None:
             warnings.warn(self.nothing_changed, NothingChanged, stacklevel=stacklevel)
+        else:
+            self.warn_of_rounding(stacklevel + 1)
+
+    def warn_of_rounding(self, stacklevel: int = 3) -> None:
+        """Warn with RoundedAway if less than 0.9 of the changes is left after rounding."""
+        if self.rounded_away is not None:
+            warnings.warn(self.rounded_away, RoundedAway, stacklevel=stacklevel)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data. The change of a weight that was all zeros is None."""
@@ -137,18 +175,15 @@ class Report:
                 "alpha": "-" if row.alpha is None else f"{row.alpha:g}",
                 "scale": f"{row.scale:g}",
                 "strength": f"{row.strength:g}",
-                **({"change": _percent(self.changes.get(row.target))} if self.changes else {}),
-                **({"lost": _percent(self.losses.get(row.target))} if self.losses else {}),
+                **({"change": percent(self.changes.get(row.target))} if self.changes else {}),
+                **({"kept": percent(self.kept.get(row.target))} if self.kept else {}),
             }
             for row in self.applied
         ]
         lines = [*table(rows), self._summary]
+        lines += [] if self.kept_line is None else [self.kept_line]
         lines += [f"unused: {each.key}: {each.why}" for each in self.refused]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
-
-
-def _percent(change: float | None) -> str:
-    return "-" if change is None else f"{100 * change:.3g} %"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:

@@ -115,6 +115,9 @@ def open_base(path: str | os.PathLike[str]) -> Base:
     files = sorted(each for each in root.rglob("*") if each.is_file() and not _hidden(each.relative_to(root)))
     weights = [each for each in files if each.suffix == ".safetensors"]
     if not weights:
+        for each in files:
+            if each.suffix.lower() == ".gguf":
+                read_layout(each)  # says what it is
         raise BadFile(f"{root}: this folder contains no .safetensors file")
     parts = []
     for each in weights:

@@ -32,6 +32,8 @@ class Fold:
     provenance: Provenance
     memory: int
     verify: bool
+    lossy: bool = False
+    """Whether less than half of the changes may be left after rounding"""
     untied: tuple[Tie, ...] = ()
     """Ties that the adapters break: their tensors are written separately"""
     new_tensors: Mapping[str, NewTensor] = field(default_factory=dict)
@@ -43,6 +45,10 @@ class Fold:
     def binding(self) -> Binding:
         """The adapters, bound to the base's weights."""
         return self.merger.binding
+
+    def refuse_rounded_away(self) -> None:
+        """Raise BadAdapter, unless `lossy`, if too little of the changes is left in what has been written."""
+        self.binding.report.measured(self.merger.effects).refuse_rounded_away(lossy=self.lossy)
 
     def layout(self, part: Part) -> Layout:
         """Return the layout of the output file for a file of the base."""

@@ -1,13 +1,14 @@
 """The checkpoint road: fold adapters into safetensors files, without any model code."""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import get_args
 
 import torch
 
 from lyc_fx.binding.bind import bind
+from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
@@ -46,6 +47,7 @@ def fold_checkpoint(
     transposed: Iterable[str] = (),
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
+    lossy: bool = False,
     component: str | Sequence[str] | None = None,
     dtype: torch.dtype | None = None,
     rounding: Rounding = "nearest",
@@ -62,8 +64,8 @@ def fold_checkpoint(
     `out` is a new folder, into which configurations and tokenizers are copied. With `out=None` nothing is written, but
     everything else is done, and every error of a fold is raised.
 
-    `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`; `compute`, `allow_nonfinite` and
-    `component` as in `merge`.
+    `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`; `compute`, `allow_nonfinite`,
+    `lossy` and `component` as in `merge`.
 
     `transposed` lists fnmatch patterns of weights that are stored `(in, out)`, as in GPT-2's Conv1D; a pattern after
     `!` is for weights that are stored `(out, in)`. Patterns are needed only for weights whose orientation does not
@@ -87,8 +89,9 @@ def fold_checkpoint(
     with `force`, and only if lyc-fx wrote all weights in it. With `resume` (folders only), an interrupted fold keeps
     its finished shards, and the next call continues from there. Under torchrun the ranks share the shards.
 
-    Returns a report of what was applied where. Raises BadFile, BadAdapter, or Unsupported (such as for a packed dtype,
-    or `dtype` for float8 weights in units of a scale); then there is no output, and an existing one is unchanged.
+    Returns a report of what was applied where, and how much of each change is left after rounding. Raises BadFile,
+    BadAdapter, or Unsupported (such as for a packed dtype, or `dtype` for float8 weights in units of a scale); then
+    there is no output, and an existing one is unchanged. Warns as `merge`.
     """
     target = None if out is None else path_of(out, "the output")
     if rounding not in get_args(Rounding):
@@ -104,7 +107,7 @@ def fold_checkpoint(
     try:
         binding = bind(stack, weights, strict=strict, elsewhere=elsewhere)
     except NotApplicable as error:
-        raise _explained(error, base, weights) from error
+        raise _explained(error, base, source, weights) from error
     if binding.report.refused and not binding.targets:
         raise BadAdapter(
             f"{base}: no adapter matches a weight of it, so the output would be a plain copy; "
@@ -129,11 +132,12 @@ def fold_checkpoint(
             "the base first (load it, give the head a weight of its own, and save it)"
         )
     whole = merge_new_tensors(new_tensors, binding, dtype)
-    fold = Fold(source, merger, dtype, provenance, memory, verify, untied, new_tensors, whole)
+    fold = Fold(source, merger, dtype, provenance, memory, verify, lossy, untied, new_tensors, whole)
     inputs = [base, *(part.adapters.source for part in stack.parts)]
     if target is None:
         for part in source.parts:
             fold.write(part, None, progress)
+        fold.refuse_rounded_away()
     else:
         write_output(target, fold, inputs, resume=resume, force=force, progress=progress)
     merger.effects |= dict.fromkeys(new_tensors, Effect(changed=True, delta=1.0))  # there is no base to compare with
@@ -155,9 +159,9 @@ def fold_checkpoint(
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")
 
 
-def _explained(error: NotApplicable, base: Path_, names: Collection[str]) -> LycFxError:
+def _explained(error: NotApplicable, base: Path_, source: Base, names: Mapping[str, Weight]) -> LycFxError:
     """Return a better error if the base is of a kind that no adapter can fit: quantized, or an adapter itself."""
-    quantized = explain_quantized(base, names)
+    quantized = explain_quantized(base, source, names)
     if quantized is not None:
         return Unsupported(f"{quantized}.\n{error.faults}")
     plain = [name for name in names if name.endswith(".weight") and not name.endswith(_FACTORS)]

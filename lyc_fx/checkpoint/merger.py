@@ -146,15 +146,12 @@ class Merger:
             scale = self._scale(name)
             real = self._merge_scaled(name, job.rows, rows, scale.old)
             unit = scale_of_rows(scale.new, *job.rows, real)
-            real /= unit.masked_fill(unit == 0, 1)  # the scale of a row of zeros may be zero
-            round_into(out, real, rounding)
-            del real
+            round_into(out, real / unit.masked_fill(unit == 0, 1), rounding)  # that of a row of zeros may be zero
             before = unscaled(rows, scale.old, job.rows, torch.float64)
             after = unscaled(out, scale.new, job.rows, torch.float64)
-            self._measure(name, before, after, out.dtype)
+            self._measured(name, Effect.of(before, after, real), out)
         else:
-            self._merge(name, job.rows, rows, out, rounding)
-            self._measure(name, rows, out, out.dtype)
+            self._measured(name, self._merge(name, job.rows, rows, out, rounding), out)
 
     def _rounding(self, place: str) -> Rounding:
         return nearest if self.seed is None else Stochastic(self.seed, place)
@@ -169,16 +166,16 @@ class Merger:
         )
         before = compute_weight(direction, magnitude, weight_norm)
         after = torch.empty_like(before, dtype=dtype)
-        self._merge(name, (0, self.weights[name].height), before, after, self._rounding(name))
+        effect = self._merge(name, (0, self.weights[name].height), before, after, self._rounding(name))
         if part == weight_norm.direction:
-            self._measure(name, before, after, dtype)
+            self._measured(name, effect, after)
         return split_weight(after, weight_norm, part)
 
-    def _measure(self, name: str, before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
-        effect = Effect.of(before, after)
+    def _measured(self, name: str, effect: Effect, out: Tensor) -> None:
+        """Add an effect on some rows of a weight to its others; `out` is what is stored of them. Raises BadAdapter."""
         adapted = bool(self.binding.active(name))
         allowed = self.binding.allow_nonfinite or not adapted  # without adapters, only the dtype changes
-        effect.refuse(name, dtype, after.numel(), allow_nonfinite=allowed)
+        effect.refuse(name, out.dtype, out.numel(), allow_nonfinite=allowed)
         if adapted:
             with self._lock:
                 self.effects[name] = self.effects.get(name, Effect()) + effect
@@ -189,7 +186,7 @@ class Merger:
         self._merge(name, block, rows, rows, nearest)
         return rows
 
-    def _merge(self, name: str, block: Rows, rows: Tensor, out: Tensor, rounding: Rounding) -> None:
+    def _merge(self, name: str, block: Rows, rows: Tensor, out: Tensor, rounding: Rounding) -> Effect:
         weight = self.weights[name]
         whole = block == (0, weight.height)
         changes = self._prepared(name) if self.binding.active(name) else []
@@ -200,7 +197,7 @@ class Merger:
         part = changes if whole else on_rows(changes, *block, weight.shape)
         base, merged = (rows.t(), out.t()) if weight.transposed else (rows, out)
         with solvable(name):
-            merged_rows(
+            return merged_rows(
                 base,
                 part,
                 merged,

@@ -13,6 +13,7 @@ import torch
 from lyc_fx.checkpoint.fold import Fold
 from lyc_fx.checkpoint.new_tensors import update_config
 from lyc_fx.checkpoint.ranks import Ranks, join_ranks
+from lyc_fx.checkpoint.shard_effects import load_effects, remove_effects, save_effects
 from lyc_fx.checkpoint.ties import untie_config
 from lyc_fx.checkpoint.workers import Progress
 from lyc_fx.errors import BadFile
@@ -32,7 +33,8 @@ def write_output(
 
     Under torchrun every rank calls this; if one fails, all fail and nothing is left behind. An existing file is
     replaced, an existing folder only with `force`. With `resume`, finished shards of an interrupted run are reused, and
-    are kept if this run is interrupted. Raises BadFile if the path cannot be written or is one of the `inputs`.
+    are kept if this run is interrupted. Raises BadFile if the path cannot be written or is one of the `inputs`, and
+    BadAdapter, before the output gets its name, if too little of the changes is left after rounding.
     """
     with join_ranks() as ranks:
         if not fold.base.folder:
@@ -46,6 +48,7 @@ def write_output(
                 if ranks.first:
                     with replacing(target) as part:
                         fold.write(fold.base.parts[0], part, progress)
+                        fold.refuse_rounded_away()
             return
         with ranks.together():
             target = free(path, inputs, folder=True, force=force)
@@ -54,22 +57,28 @@ def write_output(
 
 def _write_folder(target: Path, fold: Fold, ranks: Ranks, *, resume: bool, progress: Progress) -> None:
     work = Path(ranks.broadcast(lambda: str(_workspace(target, resume=resume))))
-    done = False
+    done, parts, effects = False, fold.base.parts, fold.merger.effects
     try:
         with ranks.together():
             if ranks.first:
                 _prepare(work, target, _fingerprint(fold), resume=resume)
         with ranks.together(), _lock(work, alone=resume and ranks.first):
-            for part in ranks.share(fold.base.parts, lambda p: p.layout.bytes):
+            for part in ranks.share(parts, lambda p: p.layout.bytes):
                 shard = work / part.inside
                 if shard.exists():  # complete: a shard gets this name only when it is
                     progress(part.prefix, part.layout.bytes)
                     continue
                 shard.parent.mkdir(parents=True, exist_ok=True)
+                known = set(effects)
                 with replacing(shard) as file:
                     fold.write(part, file, progress)
+                    save_effects(work, parts.index(part), {n: e for n, e in effects.items() if n not in known})
+        with ranks.together():
+            effects |= load_effects(work, len(parts))
+            fold.refuse_rounded_away()
         with ranks.together():
             if ranks.first:
+                remove_effects(work, len(parts))
                 _copy_other_files(fold, work)
                 (work / _FINGERPRINT).unlink()
                 _move_into_place(work, target)

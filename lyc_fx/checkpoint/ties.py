@@ -79,20 +79,25 @@ def find_ties(base: Base) -> list[Tie]:
 
     Raises BadFile for a config.json that is not valid JSON.
     """
-    root = base.root if base.folder else base.root.parent
-    configs = (
-        [each for each in base.other_files if each.name == "config.json"] if base.folder else [Path("config.json")]
-    )
     found = []
-    for inside in configs:
-        if (root / inside).is_file():
-            owner = ".".join(inside.parent.parts)
-            prefix = f"{owner}." if owner else ""
-            tensors = {t.name: t.shape for part in base.parts if part.prefix == prefix for t in part.layout.tensors}
-            aliases, encoder = _aliases(configuration(root / inside), tensors)
-            if aliases:
-                found.append(Tie(inside, {prefix + a: prefix + s for a, s in aliases.items()}, encoder))
+    for inside, config in configurations(base).items():
+        owner = ".".join(inside.parent.parts)
+        prefix = f"{owner}." if owner else ""
+        tensors = {t.name: t.shape for part in base.parts if part.prefix == prefix for t in part.layout.tensors}
+        aliases, encoder = _aliases(config, tensors)
+        if aliases:
+            found.append(Tie(inside, {prefix + a: prefix + s for a, s in aliases.items()}, encoder))
     return found
+
+
+def configurations(base: Base) -> dict[Path, dict[str, Any]]:
+    """Read every config.json of a base, by its path inside; for a single file, the one beside it.
+
+    Raises BadFile for one that is not valid JSON.
+    """
+    root = base.root if base.folder else base.root.parent
+    inside = [each for each in base.other_files if each.name == "config.json"] if base.folder else [Path("config.json")]
+    return {each: configuration(root / each) for each in inside if (root / each).is_file()}
 
 
 def with_aliases(base: Base, aliases: Mapping[str, str]) -> Base:

@@ -83,6 +83,9 @@ def command(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Accept weights of BASE that hold NaN or infinity.")
     ] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Fold even if rounding leaves less than half of what the adapters change.")
+    ] = False,
     dtype: Annotated[
         DType | None, typer.Option(help="Convert all floating-point weights; by default each keeps its dtype.")
     ] = None,
@@ -117,7 +120,7 @@ def command(
         import torch
 
         from lyc_fx import fold_checkpoint, load
-        from lyc_fx.binding.report import NothingChanged
+        from lyc_fx.binding.report import NothingChanged, RoundedAway
         from lyc_fx.checkpoint.base import is_folder
         from lyc_fx.storage.may_overwrite import free
 
@@ -128,7 +131,8 @@ def command(
             free(out, [base, *(each.path for each in wanted)], folder=is_folder(base), force=force)
     size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingChanged)  # printed below
+        for said in (NothingChanged, RoundedAway):  # printed below
+            warnings.simplefilter("ignore", said)
         report = fold_checkpoint(
             base,
             [(file, value * strength) for file, value in stack],
@@ -139,6 +143,7 @@ def command(
             sequential=sequential,
             transposed=transposed or (),
             allow_nonfinite=allow_nonfinite,
+            lossy=lossy,
             component=component,
             dtype=None if dtype is None else getattr(torch, dtype),
             rounding=rounding,
@@ -156,9 +161,12 @@ def command(
         typer.echo(json.dumps(facts | report.to_dict(), indent=1))
     elif not quiet:
         typer.echo(report if dry_run else _summary(report))
+        if not dry_run and report.kept_line is not None:
+            typer.echo(report.kept_line)
         typer.echo("nothing was written" if dry_run else f"wrote {out} ({decimal(written or 0)}) in {seconds:.1f} s")
-    if report.nothing_changed is not None:
-        typer.echo(f"warning: {report.nothing_changed}", err=True)  # also with --quiet
+    warned = report.nothing_changed or report.rounded_away
+    if warned is not None:
+        typer.echo(f"warning: {warned}", err=True)  # also with --quiet
     if not quiet:
         _warn(report)
 

@@ -96,15 +96,21 @@ def lower(
     return lowered
 
 
-def fold(adapted: GraphModule, *, allow_nonfinite: bool = False, check: bool = False) -> GraphModule:
+def fold(
+    adapted: GraphModule, *, allow_nonfinite: bool = False, lossy: bool = False, check: bool = False
+) -> GraphModule:
     """Evaluate every adapted weight and store it under its own name: same keys, same operators as the model.
 
+    `lyc_fx.report(result)` says how much each weight changed, and how much of the change is left after rounding.
     `check` is as in `lower`.
 
     Raises InvalidGraph for a program that was lowered, or whose weights have no values; BadAdapter for a base weight
-    that holds NaN or infinity (unless `allow_nonfinite`), and for a merged one that overflows.
+    that holds NaN or infinity (unless `allow_nonfinite`), for a merged one that overflows, and if rounding leaves less
+    than half of the changes (unless `lossy`). Warns with RoundedAway if it leaves less than 0.9 of them.
     """
-    return pipeline.run(adapted, Fold(allow_nonfinite), check=check)
+    folded = pipeline.run(adapted, Fold(allow_nonfinite, lossy), check=check)
+    report(folded).warn_of_rounding()
+    return folded
 
 
 def stage(lowered: GraphModule) -> GraphModule:

@@ -55,8 +55,7 @@ def block_merger(
         with torch.inference_mode(out.is_inference()), torch.no_grad():  # these modes are per thread
             before = before.to(out.device)
             result = torch.empty_like(before, dtype=after.dtype)  # `after` may be the weight itself
-            merged_rows(before, changes, result, compute=compute, sequential=sequential)
-            effect = Effect.of(before, result)
+            effect = merged_rows(before, changes, result, compute=compute, sequential=sequential)
             after.copy_(result)
         return effect
 

@@ -1,7 +1,7 @@
-"""What a merge did to a weight: how much it changed, and what is no finite number before or after."""
+"""What a merge did to a weight: how much it changed, how much of that rounding left, and what is no finite number."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Self, final
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lyc_fx.errors import BadAdapter
+from lyc_fx.merging.kept import NOTHING, Kept, inner, noise
 from lyc_fx.numerics.finite import all_finite, finite
+from lyc_fx.numerics.widen import widened
 
 _SAMPLE = 4096
 """Elements of a block from which its change is estimated: all of them would cost as much as a merge at a low rank"""
@@ -32,15 +34,17 @@ class Effect:
     """Σ (W' - W)² over a sample of the elements"""
     base: float = 0.0
     """Σ W² over the same"""
+    kept: Kept = NOTHING
+    """What rounding left of the change"""
 
     def __add__(self, other: Self) -> Self:
-        return replace(
-            self,
-            lost=self.lost + other.lost,
-            nonfinite=self.nonfinite + other.nonfinite,
-            changed=self.changed or other.changed,
-            delta=self.delta + other.delta,
-            base=self.base + other.base,
+        return type(self)(
+            self.lost + other.lost,
+            self.nonfinite + other.nonfinite,
+            self.changed or other.changed,
+            self.delta + other.delta,
+            self.base + other.base,
+            self.kept + other.kept,
         )
 
     @property
@@ -51,18 +55,27 @@ class Effect:
         return (self.delta / self.base) ** 0.5 or _LEAST if self.base else float("inf")
 
     @classmethod
-    def of(cls, before: Tensor, after: Tensor) -> Self:
-        """Of rows as they were and as they are, in the dtypes in which they are stored."""
+    def of(cls, before: Tensor, after: Tensor, exact: Tensor | None = None) -> Self:
+        """Of rows as they were and as they are, in the dtypes in which they are stored.
+
+        `exact` is the result before it was rounded, in the dtype of sums; None: nothing was to change.
+        """
         lost = nonfinite = 0
         if not all_finite(after):
             known = finite(before)
             lost, nonfinite = int((known & ~finite(after)).sum()), int((~known).sum())
         old, new = _sample(before), _sample(after)
-        delta = _square(new - old)
+        moved = new - old
+        delta, base, kept = inner(moved, moved), inner(old, old), NOTHING
         changed = delta > 0 or not _same(before.to(after.dtype), after)
         if changed and not delta:  # the sample does not show it
-            delta = _square(_differences(before, after)) * old.numel() / before.numel()
-        return cls(lost, nonfinite, changed, delta, _square(old))
+            differences = _differences(before, after)
+            delta = inner(differences, differences) * old.numel() / before.numel()
+        if exact is not None and old.numel():
+            kept = Kept.sums(_sample(exact) - old, moved, noise(exact.dtype, base), before.numel() / old.numel())
+            if kept.doubtful and old.numel() < before.numel():
+                kept = Kept.of(_all(before), _all(exact), _all(after))
+        return cls(lost, nonfinite, changed, delta, base, kept)
 
     def refuse(self, name: str, dtype: torch.dtype, count: int, *, allow_nonfinite: bool = False) -> None:
         """Raise BadAdapter for a weight of `count` values that overflowed, or that was not finite before."""
@@ -91,11 +104,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.masked_fill(broken, 0), other.masked_fill(broken, 0))
 
 
-def _square(values: Tensor) -> float:
-    """The sum of the squares, of those that are finite."""
-    return float(values.square().nan_to_num(0.0, 0.0, 0.0).sum())
-
-
 def _differences(before: Tensor, after: Tensor) -> Tensor:
     """The differences that are not zero, in float64."""
     old, new = (rows.float() if rows.dtype.itemsize == 1 else rows for rows in (before, after))
@@ -104,9 +112,13 @@ def _differences(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _sample(rows: Tensor) -> Tensor:
-    """Some elements in float64, spread over rows and columns."""
+    """Some elements in float64, flat, spread over rows and columns."""
     if rows.dim():
         rows = rows[:: max(1, rows.shape[0] * min(prod(rows.shape[1:]), 64) // _SAMPLE)]
     if rows.dim() > 1:
         rows = rows[:, :: max(1, rows.numel() // _SAMPLE)]
-    return (rows.float() if rows.dtype.itemsize == 1 else rows).double()
+    return (rows.float() if rows.dtype.itemsize == 1 else rows).double().reshape(-1)
+
+
+def _all(rows: Tensor) -> Tensor:
+    return widened(rows, torch.float64).reshape(-1)

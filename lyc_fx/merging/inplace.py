@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lyc_fx.adapters.shaped import Additive
 from lyc_fx.merging.blocks import BLOCK, on_columns, on_rows, pieces
+from lyc_fx.merging.effect import Effect
 from lyc_fx.merging.merged import Change, merged, sums_dtype
 from lyc_fx.numerics.rounding import Rounding, Stochastic, nearest, round_into
 from lyc_fx.numerics.widen import widened
@@ -27,20 +28,25 @@ def merged_rows(
     sequential: bool = False,
     rounding: Rounding = nearest,
     stored: torch.dtype | None = None,
-) -> None:
+) -> Effect:
     """`out ← merged(rows, stack, …)` for a weight that is stored `(out, in)`, in the dtype of `out`.
 
     Many rows are computed piece by piece, where the adapters can be cut. `stored` is the dtype that `out` is rounded
-    to later, where that is another.
+    to later, where that is another; then `out` may be `rows`.
+
+    Returns the effect on these rows, which nobody knows yet where `stored` is given.
     """
     cut = pieces(rows.shape, stack, rows.device)
     if len(cut) > 1:
+        effect = Effect()
         for dim, (start, stop) in cut:
             part = (on_columns if dim else on_rows)(stack, start, stop, rows.shape)
             before, after = (each.narrow(dim, start, stop - start) for each in (rows, out))
             apart = rounding.at(f"{dim} {start}") if isinstance(rounding, Stochastic) else rounding
-            merged_rows(before, part, after, compute=compute, sequential=sequential, rounding=apart, stored=stored)
-        return
+            effect += merged_rows(
+                before, part, after, compute=compute, sequential=sequential, rounding=apart, stored=stored
+            )
+        return effect
     dtype = sums_dtype(compute, rows.device)
     independent = len(stack) == 1 or sequential or all(_additive(change) for change in stack)
     if independent and (stored or out.dtype).itemsize <= 2 < dtype.itemsize:
@@ -50,6 +56,7 @@ def merged_rows(
     else:
         total = merged(rows, stack, compute=dtype, sequential=sequential, result=dtype)
     round_into(out, total, rounding)
+    return Effect() if stored else Effect.of(rows, out, total if stack else None)
 
 
 def _additive(change: Change) -> bool:

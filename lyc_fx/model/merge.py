@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from lyc_fx.base.foreign import find_scripted, flattening_reason, foreign_reason, offload_reason, shapeless_reason
+from lyc_fx.base.packed import quantizer_of
 from lyc_fx.binding.bind import bind
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.binding.twins import twins
 from lyc_fx.choices import Convention
-from lyc_fx.errors import Unsupported
+from lyc_fx.errors import NotApplicable, Unsupported
 from lyc_fx.graph.program import BANK, module_aliases
 from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.merging.effect import Effect
@@ -39,6 +40,7 @@ def merge(
     compute: torch.dtype | None = None,
     allow_nonfinite: bool = False,
     requantize: bool = False,
+    lossy: bool = False,
     component: str | Sequence[str] | None = None,
 ) -> Report:
     """Merge adapters into the parameters of a model, or of a pipeline's components, in place:
@@ -51,7 +53,10 @@ def merge(
     (a list names several); by default it is the first one, and the report says so.
 
     `requantize` merges into quantized weights too (torchao's, bitsandbytes'): each is dequantized, merged in float32,
-    and quantized again as it was. The report's `losses` say how much of each change that costs.
+    and quantized again as it was.
+
+    The report's `kept` says how much of each change is left after the rounding to the dtype of the weight, and after
+    quantizing again. `lossy` accepts a merge that keeps less than half of its changes, which is refused otherwise.
 
     Everything is checked before anything is changed. If the merge fails all the same, or is interrupted, the model is
     exactly as before: until the end, a copy of each changed weight is kept (on the CPU, or on the weight's GPU as long
@@ -61,9 +66,10 @@ def merge(
 
     Returns a report of what was applied where, and how much each weight changed. Raises BadAdapter, listing every
     adapter that matches no weight or does not fit, or naming a weight that overflows or is not finite in the base, or
-    whose change is lost when it is quantized again; Unsupported for a captured program, for weights on the meta device,
-    and for weights that are quantized (without `requantize`) or computed in a way that cannot be inverted.
-    Warns with NothingChanged if every weight is as before.
+    whose change is lost when it is quantized again, or if less than half of all changes is left; Unsupported for a
+    captured program, for weights on the meta device, and for weights that are quantized (without `requantize`) or
+    computed in a way that cannot be inverted. Warns with NothingChanged if every weight is as before, and with
+    RoundedAway if less than 0.9 of all changes is left.
     """
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
     module = as_module(model)
@@ -71,7 +77,7 @@ def merge(
     found, binding = bind_model(module, stack, strict=strict)
     if not requantize:
         refuse_quantized(found, binding)
-    notes, effects, losses = [], dict[str, Effect](), dict[str, float]()
+    notes, effects = [], dict[str, Effect]()
     with ExitStack() as undo:
         with threaded_scheduler() as scheduler:
             for name in filter(binding.active, binding.targets):
@@ -85,11 +91,13 @@ def merge(
                 if handle.quantized is None:
                     handle.write(fill, undo)
                 else:
-                    losses[name] = merge_requantized(name, handle.quantized, fill, undo)
+                    kept = merge_requantized(name, handle.quantized, fill, undo, lossy=lossy)
+                    effects[name] = replace(effects[name], kept=kept)
                 notes += [handle.note] if handle.note is not None else []
             scheduler.finish()
+        report = binding.finished(effects, notes)
+        report.refuse_rounded_away(lossy=lossy)
         undo.pop_all()
-    report = replace(binding.finished(effects, notes), losses=losses)
     report.warn()
     return report
 
@@ -112,7 +120,16 @@ def bind_model(model: nn.Module, stack: Stack, *, strict: bool) -> tuple[dict[st
     found, same = find_weights(model), module_aliases(model)
     weights = {n: s.weight for n, s in found.items() if n not in same}
     fused = twins(Values(found, weights))
-    binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
+    try:
+        binding = bind(stack, weights, strict=strict, aliases=same, same=fused, elsewhere=partial(names_on_disk, model))
+    except NotApplicable as error:
+        packed = quantizer_of(dict(model.state_dict()))
+        if packed is None:
+            raise
+        raise Unsupported(
+            f"the model is quantized by {packed[0]} ({packed[1]}), so it does not hold the weights that adapters are "
+            f"for: merge into the model from before quantization, and quantize that again.\n{error.faults}"
+        ) from error
     stored = {name: handle.stored for name, handle in found.items() if name in binding.targets}
     for name, weight in stored.items():
         foreign = foreign_reason(weight) if found[name].quantized is None else None

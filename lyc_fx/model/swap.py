@@ -68,6 +68,7 @@ class Live:
         sequential: bool = False,
         compute: torch.dtype | None = None,
         allow_nonfinite: bool = False,
+        lossy: bool = False,
         component: str | Sequence[str] | None = None,
     ) -> Report:
         """Set the weights to what `merge` with the same arguments makes of the base: `W ← round(base + Σ change)`.
@@ -104,10 +105,12 @@ class Live:
                 for name, handle in wanted.items():
                     self._write(name, handle, binding, undo, scheduler, compute, effects, pristine=name not in before)
                 scheduler.finish()
-            self._adapted = chosen
-            self.report = binding.finished(effects, notes)
+            report = binding.finished(effects, notes)
+            report.refuse_rounded_away(lossy=lossy)
+            self._adapted, self.report = chosen, report
             undo.pop_all()
-        return self.report
+        report.warn_of_rounding()
+        return report
 
     def restore(self) -> Report:
         """Give every adapted weight exactly its base value, as `set({})`, even if other code has changed it."""

@@ -41,7 +41,8 @@ def test_fold_merges_what_the_adapter_names_and_copies_the_rest(files, lyc) -> N
     assert said_of_it["adapters"] == [{"file": files.locon.name, "sha256": digest, "strength": 1.0}]
     assert said_of_it["version"] == lyc_fx.__version__
     assert said.out.splitlines()[0] == "2 adapters on 2 weights: 2 locon"
-    assert said.out.splitlines()[1].startswith(f"wrote {files.out} ({decimal(files.out.stat().st_size)}) in ")
+    assert said.out.splitlines()[1] == "kept: 100 % of the change"
+    assert said.out.splitlines()[2].startswith(f"wrote {files.out} ({decimal(files.out.stat().st_size)}) in ")
 
 
 def test_several_adapters_with_strengths_are_summed_and_rounded_once(files, lyc) -> None:
@@ -171,3 +172,32 @@ def test_a_block_that_is_none_is_a_usage_error(text: str, files, lyc) -> None:
     said = lyc("fold", files.base, files.locon, "-o", files.out, "--block", text)
     assert said.code == 2 and "a block is PATTERN=FACTOR" in said.err
     assert not files.out.exists()
+
+
+def test_less_than_half_of_the_change_is_refused_unless_lossy(files, lyc, tmp_path: Path) -> None:
+    """`fc` in float8: 0.4 of a unit on most elements is lost, a whole one on a few is kept."""
+    unit = 2.0**-3  # of float8 e4m3 numbers from 1 to 2
+    diff = torch.full((6, 4), 0.4 * unit)
+    diff[0] = unit
+    save_file({"fc.weight": torch.full((6, 4), 1.5).to(torch.float8_e4m3fn)}, files.base)
+    save_file({"lycoris_fc.diff": diff}, tmp_path / "weak.safetensors")
+    fold = ("fold", files.base, tmp_path / "weak.safetensors")
+    share = f"{100 * 4 / (4 + 0.16 * 20):.3g} %"
+    said = lyc(*fold, "-o", files.out)
+    assert said.code == 0 and "kept: 55.6 % of the change\n" in said.out and share == "55.6 %"
+    assert f"warning: only {share} of the change is left after rounding; least of fc.weight {share}\n" == said.err
+    files.out.unlink()
+    diff[0, 2:] = 0.4 * unit
+    save_file({"lycoris_fc.diff": diff}, tmp_path / "weak.safetensors")
+    before = files.held()
+    for options in (["-o", files.out], ["--dry-run"]):
+        said = lyc(*fold, *options)
+        assert said.code == 1 and said.out == "" and files.held() == before
+        assert said.err.startswith("error: only ") and "least of fc.weight " in said.err and "--lossy" in said.err
+        assert "Traceback" not in said.err and "original weights (not quantized" in said.err
+    said = lyc(*fold, "-o", files.out, "--lossy", "--json")
+    found = json.loads(said.out)
+    assert said.code == 0 and files.out.exists()
+    assert found["kept"] == {"fc.weight": found["kept_overall"]}
+    assert found["kept_overall"] == pytest.approx(2 / (2 + 0.16 * 22))
+    assert said.err.startswith("warning: only ") and "--lossy" not in said.err

@@ -94,7 +94,8 @@ BASES: dict[str, Case] = {
         + (PACKED if "fc.weight" in names else f"{LOST_CONV}\n{LOST_FC}"),
     )
     for name, quantizer, *names in (
-        ("gptq", "GPTQ or AWQ", "fc.qweight", "fc.qzeros", "fc.scales"),
+        ("gptq", "GPTQ", "fc.qweight", "fc.qzeros", "fc.scales", "fc.g_idx"),
+        ("gptq or awq", "GPTQ or AWQ", "fc.qweight", "fc.qzeros", "fc.scales"),
         ("bnb", "bitsandbytes", "fc.weight.absmax", "fc.weight.quant_map", "fc.weight"),
         ("int8", "bitsandbytes", "fc.SCB", "fc.weight"),
         ("compressed", "compressed-tensors", "fc.weight_packed", "fc.weight_shape", "fc.weight_scale"),

@@ -18,6 +18,7 @@ import lyc_fx
 import lyc_fx.checkpoint.fold
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.algorithms.locon import LoCon
+from lyc_fx.binding.report import NothingChanged
 from lyc_fx.errors import BadAdapter, BadFile
 from lyc_fx.formats.lycoris import Lycoris
 from lyc_fx.merging import blocks
@@ -167,7 +168,7 @@ def torchrun(ranks: int, *arguments: Path) -> "subprocess.CompletedProcess[str]"
 
 
 def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "wanted")
+    wanted = lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "wanted")
     seen: list[str] = []
     original = lyc_fx.checkpoint.fold.run_jobs  # type: ignore[attr-defined]
 
@@ -187,10 +188,36 @@ def test_resume_goes_on_from_the_shards_that_are_done(model: Path, tmp_path: Pat
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", convention="lycoris", resume=True)
     with pytest.raises(BadFile, match="holds another, unfinished fold"):
         lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", transposed=["h.4.*"], resume=True)
-    lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
+    report = lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", resume=True)
+    assert len(report.changes) == len(report.kept) == 4
+    assert report.changes == pytest.approx(dict(wanted.changes)) and report.kept == pytest.approx(dict(wanted.kept))
     assert len(seen) == 4 and seen[2] == seen[3], "only the shard that was interrupted is done again"
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "wanted")
     assert sorted(os.listdir(tmp_path)) == ["model", "out", "wanted"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_rounded_away_is_refused_after_any_number_of_tries(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    seen: list[str] = []
+    original = lyc_fx.checkpoint.fold.run_jobs  # type: ignore[attr-defined]
+
+    def counting(source: Path, *arguments: object, **options: object) -> object:
+        seen.append(source.name)
+        return original(source, *arguments, **options)
+
+    monkeypatch.setattr(lyc_fx.checkpoint.fold, "run_jobs", counting)
+    for _ in range(2):
+        with pytest.raises(BadAdapter, match="of the change is left after rounding"):
+            lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", 1e-5, resume=resume)
+        assert sorted(os.listdir(tmp_path)) == ([".out.resume", "model"] if resume else ["model"])
+    assert len(set(seen)) == 3 and len(seen) == (3 if resume else 6)
+    with pytest.warns(NothingChanged):
+        lyc_fx.fold_checkpoint(model, adapters(), tmp_path / "out", 1e-5, resume=resume, lossy=True)
+    assert len(seen) == (3 if resume else 9)
+    assert sorted(os.listdir(tmp_path)) == ["model", "out"]
+    assert not [path for path in (tmp_path / "out").rglob(".*")]
 
 
 def test_what_is_refused(model: Path, tmp_path: Path) -> None:

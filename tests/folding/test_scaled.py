@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from nets import random_for
-from oracle import delta
+from oracle import delta, kept
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from lyc_fx.checkpoint import merger
 from lyc_fx.errors import BadAdapter, Unsupported
 from lyc_fx.merging import blocks
 
+pytestmark = pytest.mark.filterwarnings("ignore::lyc_fx.binding.report.RoundedAway")
 SHAPE, STRENGTH = (15, 7), 0.7
 DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = ((), (1,), (15,), (15, 1))
@@ -55,6 +56,7 @@ def checkpoint(
 
 def folded(folder: Path, tensors: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
     save_file(tensors, folder / "base.safetensors")
+    options = {"lossy": True} | options
     lyc_fx.fold_checkpoint(folder / "base.safetensors", stack(), folder / "out.safetensors", STRENGTH, **options)
     return load_file(folder / "out.safetensors")
 
@@ -105,12 +107,19 @@ def test_the_report_says_how_much_the_weight_changed(shape: tuple[int, ...], siz
     """The weight, and not its codes, which mean other numbers where the scale grows."""
     tensors = checkpoint(torch.float8_e4m3fn, shape, size)
     save_file(tensors, tmp_path / "base.safetensors")
-    report = lyc_fx.fold_checkpoint(tmp_path / "base.safetensors", stack(), tmp_path / "out.safetensors", STRENGTH)
+    files = tmp_path / "base.safetensors", stack(), tmp_path / "out.safetensors"
+    report = lyc_fx.fold_checkpoint(*files, STRENGTH, lossy=True)
     before, after = (
         each["fc.weight"].double() * each["fc.weight_scale"].double().reshape(-1, 1)
         for each in (tensors, load_file(tmp_path / "out.safetensors"))
     )
     assert report.changes["fc.weight"] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
+    share = kept(before, before + STRENGTH * delta(adapter(), SHAPE), after)
+    assert report.kept == {"fc.weight": pytest.approx(share, rel=1e-9)} and report.kept_overall is not None
+    assert share < 0.9 if size > 1 else abs(share - 1) < 0.02, "there is something to see"
+    if share < 0.5:
+        with pytest.raises(BadAdapter, match=r"is left after rounding; least of fc\.weight"):
+            lyc_fx.fold_checkpoint(*files, STRENGTH)
 
 
 @pytest.mark.parametrize("shape", [(1,), (15, 1)], ids=str)
