@@ -32,9 +32,16 @@ class Bank(nn.Module):
         assert isinstance(found, Tensor)
         return found
 
+    @property
+    def places(self) -> list[tuple[dict[str, Any], str]]:
+        """Where it holds each of its tensors: the table and the name there."""
+        return [(table, name) for table in (self._parameters, self._buffers) for name in table]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
         made = Bank.__new__(Bank)
         memo[id(self)] = made
+        for tensor in self._buffers.values():  # or the memory of all layers would be copied with one of them
+            memo[id(tensor)] = None if tensor is None else tensor.detach().clone()
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
