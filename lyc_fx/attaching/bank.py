@@ -54,9 +54,12 @@ class Bank(nn.Module):
         apply: Any = super()._apply
         return apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.saved:
-            super()._save_to_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if not self.saved:
+            return
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._buffers if not keep_vars else ():  # in one memory, safetensors would not write them
+            destination[prefix + name] = destination[prefix + name].clone()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.saved:
