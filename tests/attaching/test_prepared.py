@@ -10,7 +10,7 @@ import pytest
 import torch
 from living import X, adapters, merged, net, same
 from nets import CASES, VARIANTS, Case, Variant, certain, pairs, variant_id
-from quantizers import package
+from rounded import quantize
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
@@ -357,17 +357,16 @@ def test_one_after_another() -> None:
     same(model(X), wanted(X))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_beside_a_quantized_layer() -> None:
-    torchao = package("torchao.quantization")
-    models = [net().float().requires_grad_(False) for _ in range(2)]
-    for each in models:
-        torchao.quantize_(each[0], torchao.Int8WeightOnlyConfig())
+    models: list[Any] = [quantize(net()) for _ in range(2)]
     first, second = dora(net(), "0", "2"), dora(net(), "0", "2", seed=1)
     attached, set_only = (lyc_fx.attach(each, first, 0.7) for each in models)
-    attached.swap(attached.prepare(second, -0.3))
+    prepared = attached.prepare(second, -0.3)
+    attached.swap(prepared)
     set_only.set(second, -0.3)
-    assert torch.equal(models[0](X.float()), models[1](X.float()))
+    assert torch.equal(models[0](X), models[1](X))
+    models[0][2].weight = quantize(net())[2].weight  # type: ignore[index]
+    refused(attached, prepared, r"2\.weight is another tensor now")
 
 
 def test_failures_halfway() -> None:
