@@ -40,8 +40,8 @@ class Bank(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
         made = Bank.__new__(Bank)
         memo[id(self)] = made
-        for tensor in self._buffers.values():  # or the memory of all layers would be copied with one of them
-            memo[id(tensor)] = None if tensor is None else tensor.detach().clone()
+        for tensor in self.buffers(recurse=False):  # or the memory of all layers would be copied with one of them
+            memo[id(tensor)] = tensor.detach().clone()
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
