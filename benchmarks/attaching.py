@@ -3,8 +3,9 @@
     python benchmarks/attaching.py [--families locon lokr …] [--layers 2 10] [--dtype bfloat16]
 
 `attach` captures, splices, lowers and stages each kind of layer once; `set` puts other adapters of the same form in
-place. Beside it: the time to copy the factors' bytes twice, which is the least that a change can cost, and PEFT's
-`inject_adapter_in_model`. `--layers` are the transformer blocks of the two lower levels, for a quick look.
+place, and `swap` what `prepare` has computed. Beside it: the time to copy the factors' bytes twice, which is the least
+that a change can cost (a swap's floor is a copy of all that lies beside the layers, at the bandwidth of a large copy),
+and PEFT's `inject_adapter_in_model`. `--layers` are the transformer blocks of the two lower levels, for a quick look.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 from graph import adapters, unet
+from swapping.clock import bandwidth
 from torch import nn
 
 import lyc_fx
@@ -52,12 +54,17 @@ def main() -> None:
         [attached] = held
         change = seconds(lambda: attached.set(second, 0.3))  # noqa: B023
         strength = seconds(lambda: attached.set_strengths(0.5))  # noqa: B023
+        prepared: list[lyc_fx.Prepared] = []
+        prepare = seconds(lambda: prepared.append(attached.prepare(second, 0.3)))  # noqa: B023
+        swap = min(seconds(lambda: attached.swap(prepared[0])) for _ in range(3))  # noqa: B023
+        beside = sum(values.nbytes for _, values in prepared[0].copies)
         factors = [factor for entry in second.entries for factor in entry.adapter.factors().values()]
         floor = seconds(lambda: [factor.clone().clone() for factor in factors])  # noqa: B023
         attached.detach()
         rows.append(
             {"algorithm": name, "layers": len(second.entries), "attach, s": f"{attach:.1f}", "set, s": f"{change:.2f}"}
-            | {"set_strengths, s": f"{strength:.2f}", "floor, s": f"{floor:.3f}"}
+            | {"set_strengths, s": f"{strength:.2f}", "floor, s": f"{floor:.3f}", "prepare, s": f"{prepare:.2f}"}
+            | {"swap, s": f"{swap:.3f}", "its floor, s": f"{2 * beside / bandwidth(torch.device('cpu')):.3f}"}
         )
     other = copy.deepcopy(model)
     print(f"PEFT's LoRA: {seconds(lambda: peft(other)):.1f} s")

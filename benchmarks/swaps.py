@@ -5,8 +5,10 @@
 A UNet of diffusers has a LoRA of every rank up to `--rank`, one after another, on all its Linear and Conv2d layers, and
 each runs for some steps with another strength at each. The UNet is compiled whole once (`fullgraph=True`: a graph break
 is an error), torch is told that a recompile is an error (`error_on_recompile`), and the number of graphs is counted.
-`set` is a swap, `set_strengths` a step's change; the floor is the bytes that a swap must at least read and write (the
-adapter's factors, and what the layers hold in their place) over the bandwidth of a large copy, measured beside it.
+`set` binds, pads and computes; `swap` puts in what was prepared before (the best over the steps, each after a call of
+the model and another adapter's turn), with the same result bit by bit; `set_strengths` is a step's change. The floor is
+the bytes that a swap must at least read and write (the adapter's factors, and what the layers hold in their place) over
+the bandwidth of a large copy, measured beside it; the ratio is that of `swap`.
 """
 
 import argparse

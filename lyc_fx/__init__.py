@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lyc_fx.artefacts.bind import Artefact, bind
     from lyc_fx.artefacts.pack import Packed, pack
     from lyc_fx.attaching.attach import Attached, attach
+    from lyc_fx.attaching.prepared import Prepared
     from lyc_fx.binding.report import Report
     from lyc_fx.checkpoint.fold_checkpoint import fold_checkpoint
     from lyc_fx.compiling import compile
@@ -43,24 +44,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AdapterSet", "Artefact", "Attached", "BadAdapter", "BadFile", "CaptureError", "InvalidGraph", "Live", "LycFxError",
-    "Packed", "Plan", "Report", "Served", "Unsupported", "WrongArgument", "attach", "bind", "capture", "compile",
-    "convert", "coverage", "evaluate", "exchange", "export", "fold", "fold_checkpoint", "history", "live", "load",
-    "lower", "merge", "pack", "plan", "register", "report", "restage", "serve", "show", "slots", "splice", "stage",
-    "stand_in", "styles",
+    "Packed", "Plan", "Prepared", "Report", "Served", "Unsupported", "WrongArgument", "attach", "bind", "capture",
+    "compile", "convert", "coverage", "evaluate", "exchange", "export", "fold", "fold_checkpoint", "history", "live",
+    "load", "lower", "merge", "pack", "plan", "register", "report", "restage", "serve", "show", "slots", "splice",
+    "stage", "stand_in", "styles",
 ]  # fmt: skip
 
 _HOMES = {
     "AdapterSet": "adapters.adapter_set", "Artefact": "artefacts.bind", "Attached": "attaching.attach",
     "BadAdapter": "errors", "BadFile": "errors", "CaptureError": "errors", "InvalidGraph": "errors",
     "Live": "model.swap", "LycFxError": "errors", "Packed": "artefacts.pack", "Plan": "graph.plan",
-    "Report": "binding.report", "Served": "attaching.serve", "Unsupported": "errors", "WrongArgument": "errors",
-    "attach": "attaching.attach", "bind": "artefacts.bind", "capture": "graph.capture", "compile": "compiling",
-    "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs", "exchange": "graph.exchange",
-    "export": "exporting.export", "fold": "graph.verbs", "fold_checkpoint": "checkpoint.fold_checkpoint",
-    "history": "graph.program", "live": "model.swap", "load": "formats", "lower": "graph.verbs", "merge": "model.merge",
-    "pack": "artefacts.pack", "plan": "graph.planning", "register": "registering", "report": "graph.verbs",
-    "restage": "graph.staging", "serve": "attaching.serve", "show": "graph.show", "slots": "exporting.kinds",
-    "splice": "graph.verbs", "stage": "graph.verbs", "stand_in": "graph.stand_in", "styles": "exporting.kinds",
+    "Prepared": "attaching.prepared", "Report": "binding.report", "Served": "attaching.serve", "Unsupported": "errors",
+    "WrongArgument": "errors", "attach": "attaching.attach", "bind": "artefacts.bind", "capture": "graph.capture",
+    "compile": "compiling", "convert": "conversion", "coverage": "inspection.coverage", "evaluate": "graph.verbs",
+    "exchange": "graph.exchange", "export": "exporting.export", "fold": "graph.verbs",
+    "fold_checkpoint": "checkpoint.fold_checkpoint", "history": "graph.program", "live": "model.swap",
+    "load": "formats", "lower": "graph.verbs", "merge": "model.merge", "pack": "artefacts.pack",
+    "plan": "graph.planning", "register": "registering", "report": "graph.verbs", "restage": "graph.staging",
+    "serve": "attaching.serve", "show": "graph.show", "slots": "exporting.kinds", "splice": "graph.verbs",
+    "stage": "graph.verbs", "stand_in": "graph.stand_in", "styles": "exporting.kinds",
 }  # fmt: skip
 
 if _beside := import_passes_beside():

@@ -23,6 +23,8 @@ def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with lyc_fx.live(names["model"]) as live:
         live.set([(names["style"], 0.8 - 0.6), (names["detail"], 0.6)])
         torch.testing.assert_close(names["after"], names["model"](names["x"]), rtol=1e-4, atol=1e-4)
+        live.set([(names["detail"], 0.9)])
+        torch.testing.assert_close(names["turn"], names["model"](names["x"]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(names["model"](names["x"]), plain, rtol=0, atol=0)
     exec(two, names)
     assert "resident" in capsys.readouterr().out

@@ -6,23 +6,26 @@ from types import TracebackType
 from typing import Self, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lyc_fx.adapters.padding import Room
+from lyc_fx.attaching.attached_layers import Layers
 from lyc_fx.attaching.bank import Bank
 from lyc_fx.attaching.batched import Banks
 from lyc_fx.attaching.chosen import Chosen
-from lyc_fx.attaching.layer import Layer
-from lyc_fx.attaching.layer_program import How, LayerProgram
+from lyc_fx.attaching.layer_program import How
 from lyc_fx.attaching.notes import with_notes
+from lyc_fx.attaching.prepared import Prepared
 from lyc_fx.attaching.programs import Programs
-from lyc_fx.attaching.units import named, units
+from lyc_fx.attaching.staying import staying
+from lyc_fx.attaching.units import Units, units
+from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.report import Report
-from lyc_fx.binding.stack import Adapters, Blocks, stacked
+from lyc_fx.binding.stack import Adapters, Blocks, Stack, stacked
 from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter, Unsupported, WrongArgument
-from lyc_fx.merging.blockwise import threaded_scheduler
 from lyc_fx.model.merge import bind_model
+from lyc_fx.model.weight_handle import WeightHandle
 from lyc_fx.model.whole import Pipeline, as_module
 
 
@@ -71,15 +74,15 @@ class Attached:
     def __init__(self, model: nn.Module, room: Room, how: How, *, saved: bool) -> None:
         if any(isinstance(module, (Bank, Banks)) for module in model.modules()):
             raise Unsupported("the model has adapters attached already: use their set(), or detach() them first")
-        self._model, self._room, self._how, self._saved = model, room, how, saved
-        self._layers: dict[str, Layer] = {}
+        self._model = model
+        self._layers = Layers(self._model, room, how, saved=saved)
         self._programs = Programs(room, how)
         self._chosen = Chosen()
         self.report = Report(())
-        """The report of the last `set`"""
+        """The report of the last `set` or `swap`"""
 
     def __repr__(self) -> str:
-        return f"<Attached {type(self._model).__name__}: {len(self._layers)} modules>"
+        return f"<Attached {type(self._model).__name__}: {len(self._layers.by_path)} modules>"
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -101,17 +104,57 @@ class Attached:
         of their own. Weights that have changed since are read anew. Raises as `attach`; then all is as before.
         """
         stack = stacked(adapters, strength, convention=convention, sequential=sequential, component=component)
-        model = self._model
-        found, binding = bind_model(model, stack, strict=strict)
-        targets = {name: found[name] for name in binding.targets}
-        chosen = units(model, targets)
-        report = with_notes(binding, targets)
-        self._forget_replaced()
-        prepared = self._programs.prepared(model, self._layers, chosen, binding, targets)
-        substituted = {path: chosen[path] for path in chosen if path not in prepared}
-        self._change(Chosen(len(stack.parts), binding, targets, prepared, substituted))
+        weights, binding, chosen, report = self._bound(stack, strict=strict)
+        self._layers.forget_replaced()
+        filled = self._programs.filled(self._model, self._layers.by_path, chosen, binding, weights)
+        substituted = {path: chosen[path] for path in chosen if path not in filled}
+        self._change(Chosen(len(stack.parts), binding, weights, filled, substituted))
         self.report = report
         return report
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(
+        self,
+        adapters: Adapters,
+        strength: float | Blocks = 1.0,
+        *,
+        strict: bool = True,
+        convention: Convention = "interpolate",
+        sequential: bool = False,
+        component: str | Sequence[str] | None = None,
+    ) -> Prepared:
+        """Do all of `set` but the change itself, so that `swap` does it in the time of the copies.
+
+        For adapters that take turns: `set` all of them once, those for later with strength 0, and prepare each choice.
+        The model runs as before. What is returned needs the memory that the layers hold beside their weights; it is for
+        the layers as they are now, and for base weights as they are now where anything is computed from these (DoRA,
+        rotations, merged weights).
+
+        Raises as `set`; BadAdapter too for adapters of another form, or for other layers, than those attached.
+        Unsupported for a model that was moved since, and for base weights made in inference mode, if they are read.
+        """
+        stack = stacked(adapters, strength, convention=convention, sequential=sequential, component=component)
+        weights, binding, chosen, report = self._bound(stack, strict=strict)
+        every = staying(self._layers, self._programs, chosen, binding, weights, len(stack.parts))
+        return Prepared.of(self._layers, every, report)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def swap(self, prepared: Prepared) -> Report:
+        """Run with what `prepare` returned: the same as its `set`, by copies alone. Nothing is compiled again.
+
+        Layers for which it has no adapters run without. `set_strengths` holds until the next swap.
+
+        Raises WrongArgument, and all is as before, where the same numbers as by `set` are not certain: a layer has got
+        another program by another `set`, was replaced or moved, or a base weight that was read has changed. (Writes to
+        `weight.data` and by NumPy are not seen, because torch does not count them: prepare again after those.)
+        """
+        if not isinstance(prepared, Prepared):
+            raise WrongArgument(f"swap() takes what prepare() returned, not {type(prepared).__name__}: or use set()")
+        prepared.put(self._layers)
+        self._chosen, self.report = prepared.chosen, prepared.report
+        return self.report
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -130,7 +173,7 @@ class Attached:
             raise WrongArgument(f"the strengths {', '.join(map(repr, strengths))} are not all numbers")
         if not all(map(isfinite, strengths)):
             raise BadAdapter(f"the strengths {', '.join(map(str, strengths))} are not all finite")
-        if not all(self._layers[path].is_at_home for path in chosen.prepared):
+        if not all(self._layers.by_path[path].is_at_home for path in chosen.filled):
             raise Unsupported(
                 "the model has another dtype or is on another device than at the last set(): call it again"
             )
@@ -138,83 +181,18 @@ class Attached:
 
     def detach(self) -> None:
         """Take all adapters off: every module runs as before `attach`."""
-        for layer in self._layers.values():
-            layer.detach()
-        self._layers.clear()
+        self._layers.detach()
         self._chosen = Chosen()
 
+    def _bound(self, stack: Stack, *, strict: bool) -> tuple[Mapping[str, WeightHandle], Binding, Units, Report]:
+        """All weights of the model, and what a stack is bound to. Raises as `attach`."""
+        weights, binding = bind_model(self._model, stack, strict=strict)
+        targets = {name: weights[name] for name in binding.targets}
+        return weights, binding, units(self._model, targets), with_notes(binding, targets)
+
     def _change(self, chosen: Chosen, *, others: bool = True) -> None:
-        """Put a choice into its places; if that fails, leave those before. `others`: more than strengths may differ."""
-        merged, before, had = self._merged(chosen), self._chosen, set(self._layers)
-        try:
-            self._put(chosen, merged, others=others)
-        except BaseException:
-            for path in self._layers.keys() - had:
-                self._layers.pop(path).detach()
-            self._put(before, self._merged(before), others=others)
-            raise
+        self._layers.change(self._chosen, chosen, others=others)
         self._chosen = chosen
-
-    def _put(self, chosen: Chosen, merged: Mapping[str, Mapping[str, Tensor]], *, others: bool) -> None:
-        for path in self._layers.keys() - chosen.prepared.keys() - merged.keys():
-            self._clear(path)
-        for path, (program, filled) in chosen.prepared.items():
-            with named(path):
-                self._layer(path, program).fill(filled, self._room, others=others)
-        for path, values in merged.items():
-            self._substitute(path, values)
-
-    def _layer(self, path: str, program: LayerProgram) -> Layer:
-        layer = self._layers.get(path)
-        if layer is None or layer.program is not program:
-            if layer is not None:
-                layer.detach()
-            layer = Layer.chained(self._model.get_submodule(path), program, saved=self._saved)
-            self._layers[path] = layer
-        return layer
-
-    def _merged(self, chosen: Chosen) -> dict[str, dict[str, Tensor]]:
-        """The merged weights of modules without a program, by path and by their names in the module."""
-        found: dict[str, dict[str, Tensor]] = {}
-        if not chosen.substituted:
-            return found  # without starting threads, which would take a fifth of a change of strengths
-        with threaded_scheduler() as scheduler:
-            for path, names in chosen.substituted.items():
-                if self._how == "trainable":
-                    raise Unsupported(f"{next(iter(names.values()))}: only Linear, Conv and Embedding can be trained")
-                for own, name in names.items():
-                    handle = chosen.targets[name]
-                    out = torch.empty_like(base := handle.read(), memory_format=torch.contiguous_format)
-                    chosen.binding.fill(name, base, out, scheduler, transposed=handle.transposed, effects={})
-                    found.setdefault(path, {})[own] = out
-            scheduler.finish()
-        return found
-
-    def _substitute(self, path: str, values: Mapping[str, Tensor]) -> None:
-        layer = self._layers.get(path)
-        if layer is not None and values.keys() == layer.values.keys():
-            for name, tensor in layer.values.items():
-                tensor.copy_(values[name])
-            return
-        if layer is not None:
-            layer.detach()
-        module = self._model.get_submodule(path)
-        self._layers[path] = Layer.substituted(module, {n: v.detach() for n, v in values.items()})
-
-    def _clear(self, path: str) -> None:
-        """Let a module run as without adapters, and keep its program where strength 0 does that."""
-        layer = self._layers[path]
-        terms = layer.terms
-        if terms and layer.is_at_home and all(term.adapter.inert(0.0) for term in terms):
-            layer.fill([(term, None) for term in terms], self._room)
-        else:
-            self._layers.pop(path).detach()
-
-    def _forget_replaced(self) -> None:
-        """Drop the layers whose modules are no longer the model's."""
-        current = dict(self._model.named_modules(remove_duplicate=False))
-        for path in [path for path, layer in self._layers.items() if current.get(path) is not layer.module]:
-            self._layers.pop(path).detach()
 
     def __enter__(self) -> Self:
         return self

@@ -32,9 +32,16 @@ class Bank(nn.Module):
         assert isinstance(found, Tensor)
         return found
 
+    @property
+    def places(self) -> list[tuple[dict[str, Any], str]]:
+        """Where it holds each of its tensors: the table and the name there."""
+        return [(table, name) for table in (self._parameters, self._buffers) for name in table]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Bank":
         made = Bank.__new__(Bank)
         memo[id(self)] = made
+        for tensor in self.buffers(recurse=False):  # or the memory of all layers would be copied with one of them
+            memo[id(tensor)] = tensor.detach().clone()
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
@@ -47,9 +54,12 @@ class Bank(nn.Module):
         apply: Any = super()._apply
         return apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.saved:
-            super()._save_to_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if not self.saved:
+            return
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._buffers if not keep_vars else ():  # in one memory, safetensors would not write them
+            destination[prefix + name] = destination[prefix + name].clone()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.saved:

@@ -20,8 +20,9 @@ class Chosen:
     sets: int = 0
     """How many adapter sets there are"""
     binding: Binding = field(default_factory=lambda: Binding({}, Report(())))
-    targets: Mapping[str, WeightHandle] = field(default_factory=dict)
-    prepared: Mapping[str, tuple[LayerProgram, Sequence[Filled]]] = field(default_factory=dict)
+    weights: Mapping[str, WeightHandle] = field(default_factory=dict)
+    """By name, with those of `substituted`"""
+    filled: Mapping[str, tuple[LayerProgram, Sequence[Filled]]] = field(default_factory=dict)
     """By path, the program of a layer and what is in its places"""
     substituted: Units = field(default_factory=dict)
     """The modules that run with merged weights"""
@@ -33,8 +34,8 @@ class Chosen:
             return replace(bound, strength=strengths[bound.index])
 
         targets = {name: tuple(map(changed, each)) for name, each in self.binding.targets.items()}
-        prepared = {
-            path: (program, [(term, bound and changed(bound)) for term, bound in filled])
-            for path, (program, filled) in self.prepared.items()
+        filled = {
+            path: (program, [(term, bound and changed(bound)) for term, bound in each])
+            for path, (program, each) in self.filled.items()
         }
-        return replace(self, binding=replace(self.binding, targets=targets), prepared=prepared)
+        return replace(self, binding=replace(self.binding, targets=targets), filled=filled)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import count as count_from_zero
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from lyc_fx.adapters.padding import Room
@@ -25,7 +24,7 @@ Given = Mapping[str, Sequence[Bound]]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """A module whose forward was replaced."""
 
@@ -41,10 +40,8 @@ class Layer:
     """`layer_key` when the program was made"""
 
     @classmethod
-    def chained(cls, module: nn.Module, program: LayerProgram, *, saved: bool) -> "Layer":
-        """Let a module run a program, with a bank that has no values yet."""
-        device = next(module.parameters()).device
-        held = {name: _empty(tensor, device) for name, tensor in program.bank.items()}
+    def chained(cls, module: nn.Module, program: LayerProgram, held: Mapping[str, Tensor], *, saved: bool) -> "Layer":
+        """Let a module run a program, with a bank of these tensors, which need no values yet."""
         bank = Bank(held, saved=saved)
         if OWN in program.reads:
             object.__setattr__(bank, leaf(OWN), Own(module))  # no submodule: it would contain itself
@@ -83,6 +80,16 @@ class Layer:
     def terms(self) -> list[Term]:
         """The places of the layer's program; none of a module that runs with merged weights."""
         return [] if self.program is None else [t for made in self.program.merged.values() for t in made.terms]
+
+    @property
+    def computed_from(self) -> list[str]:
+        """The module's own tensors, by their names there, from which what is in the bank is computed."""
+        return list(self.merged) if self.program is None else self.program.staged_from
+
+    @property
+    def can_idle(self) -> bool:
+        """Whether its program runs as without adapters where all places are empty."""
+        return bool(self.terms) and all(term.adapter.inert(0.0) for term in self.terms)
 
     def fill(self, filled: Sequence[Filled], room: Room, *, others: bool = True) -> None:
         """Put adapters into the places of the layer's program, and compute what is staged.
@@ -151,8 +158,3 @@ def form_key(bound: Sequence[Bound], room: Room) -> Hashable:
 
 def _fits(bound: Bound, term: Term, room: Room) -> bool:
     return bound.rows == term.rows and room.form(bound.adapter).structure() == term.adapter.structure()
-
-
-def _empty(tensor: Tensor, device: torch.device) -> Tensor:
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -57,6 +57,12 @@ class LayerProgram:
         return GraphModule(nn.Module(), self.graph).forward
 
     @cached_property
+    def staged_from(self) -> list[str]:
+        """The names of the layer's own tensors that staged values are computed from."""
+        nodes = self.staging.find_nodes(op="get_attr") if self.staging is not None else ()
+        return [name for name in dict.fromkeys(str(n.target) for n in nodes) if not name.startswith(f"{BANK}.")]
+
+    @cached_property
     def forward(self) -> Forward:
         """One function for all layers of the program, so that blocks which are alike can share what is compiled."""
         return chained(self)

@@ -31,7 +31,7 @@ class Programs:
         self._room, self._how = room, how
         self._programs: dict[Hashable, LayerProgram] = {}
 
-    def prepared(
+    def filled(
         self,
         model: nn.Module,
         layers: Mapping[str, Layer],
@@ -49,15 +49,22 @@ class Programs:
             if (call := layer_call(plain(module))) is None:
                 continue
             given = self.given(names, binding)
-            program = layer.program if layer is not None and layer.is_at_home else None
-            filled = program and places(program, given, self._room, sequential=binding.sequential)
-            if program is None or filled is None:
+            fitting = layer and self.fitting(layer, given, sequential=binding.sequential)
+            if fitting is None:
                 weights = {own: targets[name].weight for own, name in names.items()}
                 program = self.program(module, call, given, weights, captured, sequential=binding.sequential)
                 filled = places(program, given, self._room, sequential=binding.sequential)
                 assert filled is not None
-            found[path] = program, filled
+                fitting = program, filled
+            found[path] = fitting
         return found
+
+    def fitting(self, layer: Layer, given: Given, *, sequential: bool) -> tuple[LayerProgram, list[Filled]] | None:
+        """The program that a layer has, and what to put into its places; None if it is for other adapters."""
+        if layer.program is None or not layer.is_at_home:
+            return None
+        filled = places(layer.program, given, self._room, sequential=sequential)
+        return None if filled is None else (layer.program, filled)
 
     def given(self, names: Mapping[str, str], binding: Binding) -> Given:
         """The adapters of one module by its parameters."""
