@@ -18,13 +18,8 @@ from lyc_fx.exporting.plain import plain
 from lyc_fx.graph.program import facts
 
 LINEAR, GROUPED = (next(case for case in CASES if case.name == name) for name in ("linear", "conv2d-grouped-dilated"))
-CHAINS = [
-    (family, layout)
-    for family, layout in VARIANTS
-    if family.name in ("locon", "loha", "lokr")
-    and not layout & {"magnitude", "mid", "t1", "t2"}
-    and layout != {"w1", "w2"}
-]
+NO_RANK, NOT_HERE = frozenset({"w1", "w2"}), {"magnitude", "mid", "t1", "t2"}
+CHAINS = [v for v in VARIANTS if v[0].name in ("locon", "loha", "lokr") and v[1] != NO_RANK and not v[1] & NOT_HERE]
 OFT = next(v for v in VARIANTS if v[0].name == "diag-oft")
 TUCKER = [v for v in VARIANTS if {"mid", "t1", "t2"} & v[1]]
 
