@@ -5,6 +5,7 @@ multiplies its first factor with its strength, `x·(s·D)ᵀ`; here each sample'
 Chains that lower has made one (`[s₁D₁; s₂D₂]`) have a number for each of their columns.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -21,7 +22,7 @@ from lyc_fx.graph.layers import named, weight_of
 from lyc_fx.graph.layers.table import kinds
 from lyc_fx.graph.pipeline import done
 from lyc_fx.graph.program import BANK, facts, fake_mode, owner, remember
-from lyc_fx.graph.rewrite import EMITTED, RESHAPES, Emit, erase_unused
+from lyc_fx.graph.rewrite import RESHAPES, Emit, erase_unused
 from lyc_fx.graph.slots import STRENGTHS
 from lyc_fx.graph.strengths import MUL, Scaled, joined, scalars, without
 
@@ -128,7 +129,7 @@ def _fits(node: Node, scaled: Scaled) -> bool:
 
 def _not_of_samples(node: Node, batch: Any) -> str | None:
     shape = node.meta["val"].shape
-    if len(shape) and (statically_known_true(shape[0] == batch) or _unflattened(node, batch) is not None):
+    if len(shape) and (statically_known_true(shape[0] == batch) or _rows_of_samples(node, batch)):
         return None
     return (
         f"  {owner(node)[0] or node.name}: its activations are {tuple(shape)}, and there are {batch} samples: their "
@@ -136,24 +137,28 @@ def _not_of_samples(node: Node, batch: Any) -> str | None:
     )
 
 
-def _unflattened(node: Node, batch: Any) -> Node | None:
-    """The activations `(batch, …, in)` that a layer's rows are, flattened to `(batch · …, in)`; None for others.
+def _rows_of_samples(node: Node, batch: Any) -> bool:
+    """Whether rows of activations are those of the samples, in their order, several for each.
 
-    GPT-2's layers are called so. That the rows of one sample follow each other is known from this reshape alone.
+    A reshape of `(batch, …)` to `(batch · n, …)` leaves the rows of a sample together: GPT-2 calls its layers so, and a
+    Kronecker chain its first convolution. That it was no other order is known from that reshape alone.
     """
-    while node.meta.get(EMITTED) or node.target in RESHAPES:
-        if node.target in RESHAPES and not node.meta.get(EMITTED):
+    first = node.meta["val"].shape[0]
+    while statically_known_true(node.meta["val"].shape[0] == first):
+        if node.target in RESHAPES or node.target is aten.unflatten.int:
             source: Any = node.args[0]
-            before, after = source.meta["val"].shape, node.meta["val"].shape
-            rows = len(after) == 2 < len(before) and statically_known_true(before[-1] == after[-1])
-            return source if rows and statically_known_true(before[0] == batch) else None
-        varying = [each for each in node.all_input_nodes if each.op == "call_function"]
-        kind = kinds().get(node.target)  # type: ignore[call-overload]
-        follow = named(node)[kind.x] if kind is not None else varying[0] if len(varying) == 1 else None
-        if not isinstance(follow, Node):
-            return None
+            if statically_known_true(source.meta["val"].shape[0] == batch):
+                return True
+        kind = kinds().get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
+        follow = named(node)[kind.x] if kind is not None else next(iter(node.all_input_nodes), None)
+        if (
+            not isinstance(follow, Node)
+            or not isinstance(follow.meta.get("val"), Tensor)
+            or not follow.meta["val"].dim()
+        ):
+            return False
         node = follow
-    return None
+    return False
 
 
 def _drop_strengths(gm: GraphModule, read: dict[Node, int], numbers: dict[Node, int]) -> None:
@@ -173,17 +178,16 @@ def _multiply(gm: GraphModule, node: Node, scaled: Scaled, strengths: Node, sets
     kind = kinds().get(node.target)  # type: ignore[call-overload]
     channels = 1 if kind is not None and kind.spatial else value.dim() - 1
     shape = [-1] + [1] * (value.dim() - 1)
-    batch = strengths.meta["val"].shape[0]
-    rows = None if statically_known_true(value.shape[0] == batch) else _unflattened(node, batch)
+    several = not statically_known_true(value.shape[0] == strengths.meta["val"].shape[0])
 
     def factor(size: int, of_set: int | None) -> Node:
         """A number for each sample, beside its activations; repeated along their channels."""
         column = emit(aten.select.int, strengths, 1, 0 if of_set is None else sets.index(of_set))
         column = emit(aten.ones_like.default, column) if of_set is None else column
-        if rows is not None:  # each sample has several
-            one = emit(aten.select.int, rows, -1, 0)
-            each = emit(aten.view.default, column, [-1] + [1] * (one.meta["val"].dim() - 1))
-            column = emit(aten.reshape.default, emit(aten.expand_as.default, each, one), [-1])
+        if several:  # rows of each sample
+            count = emit(operator.floordiv, emit(aten.sym_size.int, node, 0), emit(aten.sym_size.int, strengths, 0))
+            column = emit(aten.expand.default, emit(aten.unsqueeze.default, column, 1), [-1, count])
+            column = emit(aten.reshape.default, column, [-1])
         beside = emit(aten.view.default, column, shape)
         beside = beside if wide == torch.float32 else emit(aten.to.dtype, beside, wide)
         repeated = [-1] * value.dim()

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lyc_fx.artefacts import onnx_adapter
 from lyc_fx.artefacts.described import described
 from lyc_fx.artefacts.filling import empty, numbers, taken
 from lyc_fx.binding.report import Report
@@ -17,6 +18,7 @@ from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter, NotApplicable, Unsupported, listing
 from lyc_fx.exporting.form import Form
 from lyc_fx.exporting.manifest import Manifest
+from lyc_fx.graph.slots import ADAPTER, STRENGTHS
 from lyc_fx.storage.files import replacing, write_safetensors
 
 FORMAT = "lyc_fx.pack"
@@ -54,7 +56,8 @@ def pack(
     be given as the program has, or fewer; the n-th goes into the slots of the n-th. Nothing is approximated.
 
     `path` is a .safetensors file, whose tensors have the names of the inputs in `adapter`; its metadata say the
-    strengths, and for which programs it is.
+    strengths, and for which programs it is. Or it is an .onnx_adapter file, which ONNX Runtime activates for a run
+    (`RunOptions.add_active_adapter`); it has the strengths too.
 
     Raises Unsupported for a file that was not exported with slots; BadAdapter, which lists all, for adapters that do
     not go into their slots, such as those of too large a rank, with the rank that they take; and as `splice`.
@@ -100,9 +103,15 @@ def pack(
 
 
 def _write(packed: Packed, path: Path, said: dict[str, Any]) -> None:
-    if path.suffix != ".safetensors":
-        raise Unsupported(f"{path}: pack writes .safetensors, not {path.suffix or 'a file without suffix'}")
     ordered = dict(sorted(packed.tensors.items()))
+    if path.suffix == ".onnx_adapter":
+        onnx_adapter.write(
+            {f"{ADAPTER}.{name}": t for name, t in ordered.items()} | {STRENGTHS: packed.strengths}, path
+        )
+        return
+    if path.suffix != ".safetensors":
+        known = ".safetensors and .onnx_adapter"
+        raise Unsupported(f"{path}: pack writes {known}, not {path.suffix or 'a file without suffix'}")
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered.items()}
     with replacing(path) as part, part.open("wb") as file:
         write_safetensors(file, layout, ordered.items(), {"format": "pt", FORMAT: json.dumps(said, sort_keys=True)})

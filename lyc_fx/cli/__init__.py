@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import lyc_fx
-from lyc_fx.cli import convert, coverage, demo, fold, inspect, plan
+from lyc_fx.cli import convert, coverage, demo, export, fold, inspect, pack, plan
 from lyc_fx.cli.errors import ReportsErrors, interrupt, leave
 
 __all__ = ["app", "main"]
@@ -27,6 +27,8 @@ app.command("inspect")(inspect.command)
 app.command("coverage")(coverage.command)
 app.command("convert")(convert.command)
 app.command("plan")(plan.command)
+app.command("export")(export.command)
+app.command("pack")(pack.command)
 app.command("demo")(demo.command)
 
 
@@ -42,7 +44,7 @@ def _top(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Fold LyCORIS adapters into checkpoints, see what an adapter file holds, and convert it."""
+    """Fold LyCORIS adapters into checkpoints, see what an adapter file holds, convert it, and export programs."""
 
 
 def main() -> None:

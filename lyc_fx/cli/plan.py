@@ -1,14 +1,12 @@
 """`lyc-fx plan`: how each adapted layer of an exported program would run, and at what cost."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from lyc_fx.cli.programs import read_program
 from lyc_fx.cli.progress import working
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 
 def command(
@@ -34,7 +32,7 @@ def command(
         from lyc_fx.graph.planning import plan
         from lyc_fx.graph.verbs import splice
 
-        adapted = splice(capture(_exported(model)), [str(path) for path in adapters])
+        adapted = splice(capture(read_program(model)), [str(path) for path in adapters])
     limit = None if memory is None else int(memory * 2**20)
     found = plan(adapted, sizes=given, memory=limit)
     typer.echo(str(found))
@@ -47,17 +45,3 @@ def _size(text: str) -> tuple[str, int]:
     if not equals or not number.isdecimal():
         raise typer.BadParameter(f"{text}: write NAME=N, such as x.shape[1]=256", param_hint="--size")
     return name, int(number)
-
-
-def _exported(path: Path) -> "ExportedProgram":
-    import torch
-
-    from lyc_fx.errors import BadFile
-
-    if not path.is_file():
-        raise BadFile(f"{path}: there is no such file")
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # of any kind, from torch's reader of a foreign file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise BadFile(f"{path} is no .pt2 program that torch.export.load reads: {reason}") from error

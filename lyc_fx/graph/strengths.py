@@ -67,6 +67,8 @@ class Scaled:
             return self
         if node.target in (aten.t.default, aten.numpy_T.default) and before.dim() == 2:
             return Scaled(self.stretches, 1 - self.dim)
+        if node.target is aten.repeat.default and self.dim == 0 and set(node.args[1][1:]) == {1}:  # type: ignore[index, arg-type]
+            return Scaled(self.stretches * int(node.args[1][0]))  # type: ignore[index, arg-type]
         kept = self.dim == 0 and node.target in _RESHAPES and before.shape[0] == after.shape[0]
         return self if kept else None
 
