@@ -54,7 +54,7 @@ clean:  ## remove the environment
 	touch $@
 
 .venv/.test: .venv/bin/pip pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,demo,parity]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,demo,parity,onnx]"
 	touch $@
 
 .venv/.gpu-code: .venv/.test

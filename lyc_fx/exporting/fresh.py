@@ -39,7 +39,10 @@ def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
         command = [sys.executable, "-P", "-c", script, kind, str(file), str(of_inputs), str(of_outputs)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
-            reason = (ran.stderr.strip() or f"exit code {ran.returncode}").splitlines()[-1]
+            lines = [
+                line.strip() for line in ran.stderr.splitlines() if "Error" in line
+            ]  # torch's last one says little
+            reason = "; ".join(dict.fromkeys(lines)) or f"exit code {ran.returncode}"
             raise Unsupported(f"{path}: nothing was written: the file does not run in a fresh process: {reason}")
         found = torch.load(of_outputs, weights_only=True)
     tolerance = max(_CLOSE[kind], 4 * precision(program))

@@ -83,7 +83,7 @@ def test_styles(folder: Path) -> None:
     [
         ("export none.pt2 ink.safetensors -o x.pt2", "none.pt2: there is no such file"),
         ("export model.pt2 ink.safetensors -o model.pt2 --force", "model.pt2: is an input"),
-        ("export model.pt2 ink.safetensors -o x.tflite", "export writes .safetensors, .aoti.pt2, .pt2, .onnx, not .tflite"),
+        ("export model.pt2 ink.safetensors -o x.tflite", "writes .safetensors, .aoti.pt2, .pt2, .onnx, not .tflite"),
         ("export model.pt2 none.safetensors -o x.pt2", "none.safetensors"),
         ("export model.pt2 ink.safetensors -o x.pt2 --rank 8", "only --kind slots"),
         ("pack ink.safetensors --for model.pt2 -o x.safetensors", "model.pt2: holds no description by lyc-fx"),

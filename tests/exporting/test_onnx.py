@@ -58,13 +58,13 @@ def test_it_runs_without_an_adapter_and_with_onnx_runtime_s_own(folder: Path) ->
     given = {"x": x.numpy(), "scale": scale.numpy()}
     with torch.no_grad():
         plainly = net()(x, scale=scale)
-    assert abs(run.run(["out"], given)[0] - plainly.out.numpy()).max() < 1e-5  # type: ignore[attr-defined]
+    assert abs(run.run(["out"], given)[0] - plainly.out.numpy()).max() < 1e-5
     lyc_fx.pack(loha(2, 1.5), folder / "slots.onnx", folder / "loha.onnx_adapter", strength=0.6)
     adapter = runtime.LoraAdapter()
     adapter.Load(str(folder / "loha.onnx_adapter"))
     options = runtime.RunOptions()
     options.add_active_adapter(adapter)
-    found = [torch.from_numpy(each) for each in run.run(None, given, options)]  # type: ignore[attr-defined]
+    found = [torch.from_numpy(each) for each in run.run(None, given, options)]
     assert apart(found, merged(loha(2, 1.5), 0.6, 5)) < 2e-6
 
 
