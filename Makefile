@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help test demo bench-fold bench-forward bench-serving bench-start bench-swaps bench-gpu gpu-code clean
+.PHONY: help test demo bench-fold bench-forward bench-serving bench-start bench-swaps bench-export bench-gpu gpu-code clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,9 @@ bench-forward: .venv/.test  ## calls of adapted models beside PEFT and LyCORIS (
 
 bench-start: .venv/.test  ## a first and a second process with a compiled model, to the first result
 	$(BIN)/python benchmarks/second_start.py $(ARGS)
+
+bench-export: .venv/.test  ## MiniLM exported: folded, with slots, with styles, in three runtimes
+	$(BIN)/python benchmarks/exported.py $(ARGS)
 
 bench-swaps: .venv/.test  ## adapters that take turns in a compiled UNet: recompiles, and seconds for each swap
 	$(BIN)/python benchmarks/swaps.py $(ARGS)

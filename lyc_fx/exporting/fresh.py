@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,8 @@ from lyc_fx.graph.validation import gap, precision
 
 _CLOSE = {"pt2": 5e-6, "onnx": 5e-5, "aoti": 5e-5}
 """The largest difference of an output, relative to its norm: other kernels have another order of sums"""
+_SHOWN = 5
+"""Inputs that a message names"""
 
 
 def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
@@ -49,10 +52,11 @@ def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
     for flat, old, new in zip(given, wanted, found, strict=True):
         worst = max(map(gap, old, new), default=0.0) if len(old) == len(new) else float("inf")
         if worst > tolerance:
-            sizes = ", ".join(str(tuple(each.shape)) for each in flat if isinstance(each, Tensor))
+            shown = islice(_named(names, flat).items(), _SHOWN)
+            sizes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in shown)
             raise Unsupported(
                 f"{path}: nothing was written: in a fresh process the file computes something else than the program, "
-                f"by {worst:.1e} of an output's norm, for inputs of shapes {sizes}"
+                f"by {worst:.1e} of an output's norm, for inputs such as {sizes}"
             )
 
 

@@ -1,6 +1,7 @@
 """Running a program on random inputs, at the sizes of its capture and at other sizes that it accepts."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, final
 
 import torch
@@ -9,6 +10,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import CaptureError
+from lyc_fx.graph.rewrite import RESHAPES
 
 _OTHER_SIZES: tuple[Callable[[int], int], ...] = (
     lambda s: s + 1, lambda s: s + 2, lambda s: 2 * s, lambda s: s + 8, lambda s: max(2, s - 1),
@@ -96,12 +98,27 @@ def _hint(symbol: Any, size: torch.SymInt) -> Any:
 
 
 def _inputs(gm: GraphModule, sizes: dict[Any, int]) -> list[Any]:
-    generator = torch.Generator().manual_seed(0)
-    return [_input(value, sizes, generator) for value in _placeholders(gm)]
+    generator, rows = torch.Generator().manual_seed(0), _rows_looked_up(gm)
+    nodes = list(gm.graph.find_nodes(op="placeholder"))
+    return [_input(node.meta.get("val"), sizes, generator, rows.get(node, 2)) for node in nodes]
 
 
-def _input(value: Any, sizes: dict[Any, int], generator: torch.Generator) -> Any:
-    """Make an input: normally distributed, or for integers and booleans 0 and 1, which are valid as most indices."""
+def _rows_looked_up(gm: GraphModule) -> dict[Node, int]:
+    """The number of rows of the tables that inputs are indices of."""
+    found: dict[Node, int] = {}
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default):
+        table, indices = node.args[:2]
+        while indices.op == "call_function" and indices.target in RESHAPES:
+            indices = indices.args[0]
+        if indices.op == "placeholder":
+            found[indices] = min(found.get(indices, int(table.meta["val"].shape[0])), int(table.meta["val"].shape[0]))
+    return found
+
+
+def _input(value: Any, sizes: dict[Any, int], generator: torch.Generator, rows: int) -> Any:
+    """Make an input: normally distributed; indices of known tables, different ones where there are enough (a model may
+    look for the largest); other integers and booleans 0 and 1, which are valid as most indices.
+    """
     if isinstance(value, torch.SymInt):
         return _number(value, sizes)
     if not isinstance(value, Tensor):
@@ -109,7 +126,14 @@ def _input(value: Any, sizes: dict[Any, int], generator: torch.Generator) -> Any
     shape = [_number(size, sizes) for size in value.shape]
     if value.is_floating_point() or value.is_complex():
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(value.dtype).to(value.device)
-    return torch.randint(0, 2, shape, generator=generator).to(value.dtype).to(value.device)
+    count = prod(shape)
+    if rows > 2 and count <= rows:
+        integers = torch.randperm(rows, generator=generator)[:count].reshape(shape)
+    else:
+        integers = torch.randint(0, rows, shape, generator=generator)
+        if shape and rows == 2:  # of a mask, so that no token sees none: runtimes differ in what comes of that
+            integers[..., 0] = 1
+    return integers.to(value.dtype).to(value.device)
 
 
 def _number(size: int | torch.SymInt, sizes: dict[Any, int]) -> int:
