@@ -1,6 +1,7 @@
 """`.onnx`: a graph for ONNX Runtime, OpenVINO and others; the description is its metadata entry `manifest.json`.
 
-Inputs and outputs have the names in the description, and weights those of the state dict. What an adapter is put into
+Inputs and outputs have the names in the description (an output that is called as an input, a UNet's `sample`, is
+`output.sample`), and weights those of the state dict. What an adapter is put into
 has a default, zeros, so that the program runs without one, and ONNX Runtime can activate one (`.onnx_adapter`).
 """
 
@@ -34,13 +35,14 @@ def write(exported: ExportedProgram, file: Path, manifest: Manifest, said: Mappi
     except ImportError as error:
         raise Unsupported(f'{path}: needs the packages of the extra "onnx": pip install "lyc-fx[onnx]"') from error
     inputs = [value.name for value in manifest.inputs if not value.is_python]
+    outputs = [f"output.{v.name}" if v.name in inputs else v.name for v in manifest.outputs]
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Its optimizer folds batch norms into convolutions, and renames weights.
             made = torch.onnx.export(
                 exported, dynamo=True, optimize=False, verbose=False, input_names=inputs,
-                output_names=[value.name for value in manifest.outputs],
+                output_names=outputs,
             )  # fmt: skip
     except Exception as error:  # it raises errors of many classes
         raise Unsupported(f"{path}: ONNX does not take this program: {_reason(error)}") from error
@@ -48,9 +50,20 @@ def write(exported: ExportedProgram, file: Path, manifest: Manifest, said: Mappi
     model: Any = made.model
     model.producer_name = "lyc-fx"
     model.metadata_props.update({NAME: manifest.text(), **said})
+    _rename_inner(model)
     _add_defaults(model, manifest, onnx_ir)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     onnx_ir.save(model, file, external_data=f"{Path(str(path)).name}.data" if size > _WHOLE else None)
+
+
+def _rename_inner(model: Any) -> None:
+    """Give results inside other names than inputs, outputs and weights have."""
+    outer = [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]
+    reserved = {value.name: value for value in outer}
+    for node in model.graph.all_nodes():
+        for position, value in enumerate(node.outputs):
+            if value.name in reserved and reserved[value.name] is not value:
+                value.name = f"{value.name}.of.{node.name or node.op_type}.{position}"
 
 
 def _add_defaults(model: Any, manifest: Manifest, ir: Any) -> None:

@@ -87,3 +87,23 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"model.onnx: ONNX does not take this program: .*linalg_solve"):
         lyc_fx.export(lifted, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Named(torch.nn.Module):
+    """Whose outputs have the names of an input, and of what torch calls a result inside."""
+
+    def forward(self, mul: torch.Tensor, add: torch.Tensor) -> dict[str, torch.Tensor]:
+        inside = mul * 3
+        return {"mul_1": inside + add, "mul": inside * add}
+
+
+def test_names_that_stand_for_several_values(tmp_path: Path) -> None:
+    given = torch.randn(3, 4), torch.randn(3, 4)
+    lyc_fx.export(lyc_fx.capture(Named().eval(), given), tmp_path / "model.onnx", check=False)
+    graph = onnx.load(str(tmp_path / "model.onnx")).graph
+    assert [each.name for each in graph.input] == ["mul", "add"]
+    assert [each.name for each in graph.output] == ["mul_1", "output.mul"]
+    found, wanted = lyc_fx.bind(tmp_path / "model.onnx")(*given), Named()(*given)
+    assert list(found) == list(wanted)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor)
