@@ -71,11 +71,18 @@ def without_header(data: bytes) -> bytes:
     return data[:23] + b"\n" + data[24:]
 
 
-@pytest.mark.parametrize("damage", [cut, flipped, without_header])
-def test_a_damaged_file_is_said_and_replaced(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    cache = tmp_path / "model.compiled"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of an attached model."""
+    cache = tmp_path_factory.mktemp("written") / "model.compiled"
     ran("attached", cache, function=same)
-    cache.write_bytes(damage(cache.read_bytes()))
+    return cache.read_bytes()
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, without_header])
+def test_a_damaged_file_is_said_and_replaced(damage: Callable[[bytes], bytes], written: bytes, tmp_path: Path) -> None:
+    cache = tmp_path / "model.compiled"
+    cache.write_bytes(damage(written))
     with pytest.warns(CacheNotUsed, match=r"model\.compiled: is damaged: what is needed is compiled again"):
         found, wanted, counts = ran("attached", cache, function=same)
     right(found, wanted)

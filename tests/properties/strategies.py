@@ -1,11 +1,7 @@
-"""Random layers of every kind with an input that fits, for hypothesis.
-
-A layer that is drawn twice is the same object, so that it is captured once: what uses it must leave it as it is.
-"""
+"""Random layers of every kind with an input that fits, for hypothesis."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, final
 
 import torch
@@ -40,7 +36,6 @@ class Layer:
         return torch.randn(sizes, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-@cache
 def layer_of(
     build: Callable[..., nn.Module], seed: int, sizes: tuple[int, ...], vary: tuple[bool, ...], *shape: Any, **more: Any
 ) -> Layer:

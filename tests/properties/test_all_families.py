@@ -1,7 +1,6 @@
 """What holds for every family on every layer kind, at random ranks, shapes, strengths and symbolic sizes."""
 
 import copy
-from functools import cache
 
 import pytest
 import torch
@@ -43,21 +42,23 @@ def output_shape(program: GraphModule) -> str:
     return str([tuple(node.meta["val"].shape) for node in output.all_input_nodes])
 
 
-@cache
-def captured(layer: Layer) -> GraphModule:
-    """Passes leave it as it is; most families draw the same layers, so that few captures are made."""
-    return lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
-
-
 @pytest.mark.filterwarnings("ignore::lyc_fx.graph.capture.SpecializedDimension")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 @quick
 @given(data=st.data(), rank=st.integers(1, 5), strength=strengths)
-def test_splice_fold_and_lower(variant: Variant, data: st.DataObject, rank: int, strength: float) -> None:
-    """Shapes symbolically and at run time; fold equals merge to the bit; lower keeps the numbers."""
+def test_graph_road(variant: Variant, data: st.DataObject, rank: int, strength: float) -> None:
+    """All on the program of one capture."""
     layer = data.draw(layers_for(variant))
     adapter = adapter_for(variant, layer, rank)
-    program = captured(layer)
+    others = [a for v in VARIANTS if (a := random_for(v, layer.logical, rank=2, seed=1)) is not None]
+    second = data.draw(st.sampled_from(others))
+    program = lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
+    splice_fold_and_lower(program, layer, adapter, strength)
+    strength_zero_and_stacks(program, layer, adapter, second, strength)
+
+
+def splice_fold_and_lower(program: GraphModule, layer: Layer, adapter: Adapter, strength: float) -> None:
+    """Shapes symbolically and at run time; fold equals merge to the bit; lower keeps the numbers."""
     adapted = lyc_fx.splice(program, one(adapter), strength)
     folded, lowered = lyc_fx.fold(adapted, check=True), lyc_fx.lower(adapted, check=True)
     assert lyc_fx.history(adapted)[-1].fired == 1
@@ -79,17 +80,10 @@ def test_splice_fold_and_lower(variant: Variant, data: st.DataObject, rank: int,
     assert not torch.equal(layer.net.get_parameter("layer.weight"), live.get_parameter("layer.weight"))
 
 
-@pytest.mark.filterwarnings("ignore::lyc_fx.graph.capture.SpecializedDimension")
-@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
-@quick
-@given(data=st.data(), rank=st.integers(1, 5), strength=strengths)
-def test_strength_zero_and_stacks(variant: Variant, data: st.DataObject, rank: int, strength: float) -> None:
+def strength_zero_and_stacks(
+    program: GraphModule, layer: Layer, adapter: Adapter, second: Adapter, strength: float
+) -> None:
     """Strength 0 is the base to the bit; two adapters commute to the bit, on the graph and the live road."""
-    layer = data.draw(layers_for(variant))
-    adapter = adapter_for(variant, layer, rank)
-    others = [a for v in VARIANTS if (a := random_for(v, layer.logical, rank=2, seed=1)) is not None]
-    second = data.draw(st.sampled_from(others))
-    program = captured(layer)
     nothing = lyc_fx.fold(lyc_fx.splice(program, one(adapter), 0.0))
     for name, tensor in layer.net.state_dict().items():
         assert tensor.view(torch.int64).equal(nothing.state_dict()[name].view(torch.int64)), name

@@ -1,14 +1,11 @@
 """Several sets of adapters on one layer, of any two families, lowered: the numbers of the folded program."""
 
-from functools import cache
-
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from nets import VARIANTS, Variant, one, random_for, variant_id
 from strategies import Layer, layers_for
-from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
@@ -21,12 +18,6 @@ quick = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),
 )
-
-
-@cache
-def captured(layer: Layer) -> GraphModule:
-    """Passes leave it as it is, and most families draw the same layers."""
-    return lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
 
 
 def adapters_for(layer: Layer, *variants: Variant) -> list[Adapter]:
@@ -49,7 +40,7 @@ def test_sums_of_sets(variant: Variant, data: st.DataObject, sequential: bool) -
     others = [other for other in VARIANTS if random_for(other, layer.logical) is not None]
     stack = adapters_for(layer, variant, data.draw(st.sampled_from(others)), variant)
     strengths = [0.7, -0.4, 1.3]
-    program = captured(layer)
+    program = lyc_fx.capture(layer.net, (layer.x(),), dynamic_shapes={"x": layer.dims})
     sets = [(one(adapter), strength) for adapter, strength in zip(stack, strengths, strict=True)]
     spliced = lyc_fx.splice(program, sets, sequential=sequential)
     lowered = lyc_fx.lower(spliced, Plan.default(spliced))
