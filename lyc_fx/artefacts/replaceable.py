@@ -26,7 +26,7 @@ def replaceable(path: str, manifest: Manifest, run: object, base: BaseWeights | 
     package = run if isinstance(run, Package) and manifest.weights else None
     if base is not None and (package is None or manifest.kind != "folded"):
         raise WrongArgument(
-            f"{path}: base= is for packages with folded adapters, and this is of kind {manifest.kind!r}"
+            f"{path}: base= is for packages (.aoti.pt2) with folded adapters, not for {manifest.kind!r}"
         )
     if package is None:
         return None
