@@ -36,11 +36,22 @@ def test_another_strength_is_not_in_the_code(path: Path) -> None:
             assert apart(artefact(x, scale=scale), merged(adapters, 0.7)) > 1e-2
 
 
+def test_ranks_up_to_that_of_the_slots(path: Path) -> None:
+    artefact = lyc_fx.bind(path)
+    x, scale = inputs(5)
+    for rank in (1, 2, 3, 4):
+        artefact.set(lora(rank, 3.0, seed=9), 0.7)
+        assert apart(artefact(x, scale=scale), merged(lora(rank, 3.0, seed=9), 0.7, 5)) < 2e-6
+    with pytest.raises(lyc_fx.BadAdapter, match="it takes rank 5, and there is room for 4"):
+        artefact.set(lora(5, 3.0))
+    assert apart(artefact(x, scale=scale), merged(lora(4, 3.0, seed=9), 0.7, 5)) < 2e-6
+
+
 def test_swapping_from_cpp(path: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, BUILD, tmp_path / "swap"], check=True)
     x, scale = inputs(3)
     save_file({"x": x, "scale": scale}, tmp_path / "inputs.safetensors")
-    chosen = [(lora(4, 3.0, seed=9), 0.6), (loha(2, 1.5), -0.75), (lora(4, 3.0, seed=9), 1.5)]
+    chosen = [(lora(2, 3.0, seed=9), 0.6), (loha(2, 1.5), -0.75), (lora(4, 3.0, seed=9), 1.5)]
     for at, (adapters, _) in enumerate(chosen):
         lyc_fx.pack(adapters, path, tmp_path / f"{at}.safetensors")
     given = [each for at, (_, s) in enumerate(chosen) for each in (tmp_path / f"{at}.safetensors", str(s))]
