@@ -17,8 +17,10 @@ from torch.utils import _pytree as pytree
 import lyc_fx
 from lyc_fx.artefacts.package import Package
 from lyc_fx.artefacts.replaceable import Replaceable
+from lyc_fx.binding.stack import stacked
 from lyc_fx.errors import BadAdapter, BadFile, LycFxError, Unsupported, WrongArgument
 from lyc_fx.exporting.exported import to_exported_program
+from lyc_fx.exporting.known import read_known
 from lyc_fx.exporting.manifest import Manifest
 from lyc_fx.exporting.plain import plain
 
@@ -189,7 +191,8 @@ def test_what_has_no_base_or_needs_none(path: Path, of_base: Path, tmp_path: Pat
     copy = tmp_path / "copy.aoti.pt2"
     shutil.copy(of_base, copy)
     artefact = lyc_fx.bind(copy)
-    shutil.copy(path, tmp_path / "new") and (tmp_path / "new").replace(copy)
+    shutil.copy(path, tmp_path / "new")
+    (tmp_path / "new").replace(copy)
     with pytest.raises(BadFile, match="has changed since it was loaded"):
         artefact.set(lora(3, 2.0))
 
@@ -222,9 +225,6 @@ def test_weights_that_are_no_constants_of_their_own() -> None:
     program = plain(lyc_fx.capture(model, (torch.zeros(3, dtype=torch.int64),)))
     manifest = Manifest.of(program, "base", to_exported_program(program))
     manifest = Manifest.read(manifest.text(), "file")
-    from lyc_fx.binding.stack import stacked
-    from lyc_fx.exporting.known import read_known
-
     found = Replaceable("file", manifest, Held(model.state_dict()), read_known(manifest.weights), {})  # type: ignore[arg-type]
     for name, shape, error, match in (
         ("head", (9, 6), Unsupported, "head.weight is one constant with embed.weight"),
