@@ -16,14 +16,15 @@ from lyc_fx.adapters.padding import Room
 from lyc_fx.binding.bound import Binding
 from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.stack import Stack
-from lyc_fx.binding.twins import Twins, twins
+from lyc_fx.binding.twins import Twins
 from lyc_fx.errors import BadAdapter, InvalidGraph
+from lyc_fx.graph.bindable import bindable
 from lyc_fx.graph.insertion import Insertion
 from lyc_fx.graph.merged_weight import MergedWeight
 from lyc_fx.graph.pipeline import done
-from lyc_fx.graph.places import Known, Places
+from lyc_fx.graph.places import Places
 from lyc_fx.graph.program import BANK, aliases, facts, fake_mode, get_tensor, remember
-from lyc_fx.graph.targets import described, known_as, stored, targets
+from lyc_fx.graph.targets import targets
 
 _NAMED = 5
 """Weights that an error names"""
@@ -44,14 +45,10 @@ class Splice(PassBase):
         if hasattr(gm, BANK):
             raise InvalidGraph("the program carries adapters already: splice them all at once, as a list of pairs")
         fake_mode(gm)
-        found = targets(gm)
-        weights = {name: described(name, nodes[0], found) for name, nodes in found.items()}
-        kept = stored(gm)
-        fused = twins({name: get_tensor(gm, name) for name in kept})
-        known = Known(kept | weights, known_as(gm), fused, facts(gm).on_disk)
+        found, known = targets(gm), bindable(gm)
         binding = known.bind(self.stack, strict=self.strict)
         _refuse_inseparable(gm, binding)
-        _refuse_unread(binding, found, fused, strict=self.strict)
+        _refuse_unread(binding, found, known.same, strict=self.strict)
         insertion = Insertion(gm, binding, self.room)
         fired, notes, inserted = 0, [], dict[str, MergedWeight]()
         for name in binding.targets:
@@ -59,8 +56,8 @@ class Splice(PassBase):
             if not nodes:
                 notes.append(f"{name} is not read by the captured graph: its adapters have no effect here")
             elif insertion.bound(name):
-                notes += _doubts(gm, nodes[0], name, binding, weights[name])
-                inserted[name] = insertion.insert(name, weights[name], nodes)
+                notes += _doubts(gm, nodes[0], name, binding, known.weights[name])
+                inserted[name] = insertion.insert(name, known.weights[name], nodes)
                 fired += 1
         remember(gm, report=replace(binding.report, notes=tuple(notes)), sources=_sources(self.stack))
         if self.room is not None:

@@ -37,7 +37,9 @@ MAY: dict[str, set[str]] = {
     "exporting": {
         "adapters", "algorithms", "binding", "errors", "graph", "naming", "passes", "storage", "verbs",
     },
-    "artefacts": {"adapters", "algebra", "algorithms", "binding", "choices", "errors", "exporting", "graph", "storage"},
+    "artefacts": {
+        "adapters", "algebra", "algorithms", "binding", "choices", "errors", "exporting", "graph", "merging", "storage",
+    },
     "caching": {"errors", "storage"},
     "compiling": {"caching", "errors", "graph"},
     "attaching": {

@@ -13,39 +13,46 @@ from lyc_fx.artefacts.described import described
 from lyc_fx.artefacts.interface import Interface
 from lyc_fx.artefacts.pack import Packed, pack
 from lyc_fx.artefacts.packed_file import for_slots, read_packed
+from lyc_fx.artefacts.replaceable import BaseWeights, replaceable
 from lyc_fx.artefacts.runners import Runner, runner
 from lyc_fx.binding.report import Report
-from lyc_fx.binding.stack import Adapters, Blocks
+from lyc_fx.binding.stack import Adapters, Blocks, stacked
 from lyc_fx.choices import Convention
 from lyc_fx.errors import BadAdapter, WrongArgument
 from lyc_fx.exporting.manifest import Manifest
 from lyc_fx.graph.slots import ADAPTER, STRENGTHS
 
 
-def bind(artefact: str | os.PathLike[str]) -> "Artefact":
+def bind(artefact: str | os.PathLike[str], base: BaseWeights | None = None) -> "Artefact":
     """Load a program that `lyc_fx.export` has written, to run it: `artefact(…)`, as the model is called.
 
     With slots, `artefact.set(adapters)` puts adapters in, and `artefact.strengths` are the sets' strengths; with
-    styles, `artefact.strengths` are those of the adapters inside. What the runtimes take without a word, inputs of
-    other dtypes or shapes, in another order, or under other names, raises WrongArgument.
+    styles, `artefact.strengths` are those of the adapters inside. A package of AOTInductor without either gets other
+    weights by `artefact.set(adapters)`, those that `merge` makes of the base: its own, or `base`, the model that
+    adapters were folded into before export, its state dict, or a safetensors file of it.
 
-    Raises BadFile for a file that cannot be read, or that lyc-fx has not exported.
+    What the runtimes take without a word, inputs of other dtypes or shapes, in another order, or under other names,
+    raises WrongArgument.
+
+    Raises BadFile for a file that cannot be read, or that lyc-fx has not exported; WrongArgument for a `base` that is
+    not needed, or is not the one.
     """
     manifest = described(artefact)
-    return Artefact(str(artefact), manifest, runner(Path(artefact)))
+    return Artefact(str(artefact), manifest, runner(Path(artefact)), base)
 
 
 @final
 class Artefact:
     """An exported program, with the adapters and strengths that it runs with. It owns their tensors."""
 
-    def __init__(self, path: str, manifest: Manifest, run: Runner) -> None:
+    def __init__(self, path: str, manifest: Manifest, run: Runner, base: BaseWeights | None = None) -> None:
         self._path, self._run = path, run
         self.manifest = manifest
         """What the file says about itself"""
         self._interface = Interface.of(manifest, path)
         self._strengths = torch.ones(len(manifest.sets))
         self._adapter: dict[str, Tensor] = {}
+        self._weights = replaceable(path, manifest, run, base)
         if manifest.form:
             self.set(())
 
@@ -80,10 +87,13 @@ class Artefact:
     ) -> Report | None:
         """Run with other adapters: of any file, which are packed (`lyc_fx.pack`), or packed before; () for none.
 
-        Returns the report, or None for a packed file. Raises as `pack`, and BadAdapter for what was packed for another
-        program. Then all is as before.
+        A package without slots gets the weights that `merge` makes of its base. Returns the report, or None for a
+        packed file. Raises as `pack` or `merge`; BadAdapter for what was packed for another program, or is for a
+        weight that is not among a package's constants. Then all is as before.
         """
         found = adapters if isinstance(adapters, Packed) else read_packed(adapters)
+        if found is None and self._weights is not None:
+            return self._weights.set(stacked(adapters, strength, convention), strict=strict)  # type: ignore[arg-type]
         if found is None:
             found = pack(adapters, self.manifest, strength=strength, strict=strict, convention=convention)  # type: ignore[arg-type]
         elif isinstance(strength, Mapping):

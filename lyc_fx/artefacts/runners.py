@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lyc_fx.artefacts.package import Package
 from lyc_fx.errors import BadFile, Unsupported
 from lyc_fx.exporting import aoti
 
@@ -16,7 +17,7 @@ Runner = Callable[[Mapping[str, Any]], list[Any]]
 
 def runner(path: Path) -> Runner:
     """The runtime for a file, by its suffix, with the program loaded. Raises BadFile for one that does not load."""
-    load = _package if path.name.endswith(aoti.SUFFIX) else _onnx if path.suffix == ".onnx" else _program
+    load = Package if path.name.endswith(aoti.SUFFIX) else _onnx if path.suffix == ".onnx" else _program
     try:
         return load(path)
     except (RuntimeError, ValueError, OSError) as error:
@@ -33,18 +34,6 @@ def _program(path: Path) -> Runner:
         args, kwargs = pytree.tree_unflatten(list(inputs.values()), spec)
         with torch.no_grad():
             return pytree.tree_leaves(module(*args, **kwargs))
-
-    return run
-
-
-def _package(path: Path) -> Runner:
-    """A package of AOTInductor. Its own call takes dicts by their order, so that the tensors are given flat."""
-    loaded: Any = torch._inductor.aoti_load_package(str(path))
-
-    def run(inputs: Mapping[str, Any]) -> list[Any]:
-        given = [value.contiguous() for value in inputs.values() if isinstance(value, Tensor)]
-        with torch.no_grad():
-            return list(loaded.loader.boxed_run(given))
 
     return run
 

@@ -6,18 +6,32 @@ The description is the extra file `manifest.json` of the archive.
 import json
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from lyc_fx.errors import Unsupported
 from lyc_fx.exporting.logs import quiet
 from lyc_fx.exporting.manifest import NAME, Manifest
+from lyc_fx.graph.program import facts, remember
 
 SUFFIX = ".aoti.pt2"
 _OPTIONS = {"aot_inductor.use_runtime_constant_folding": True, "joint_graph_constant_folding": False}
 """What depends on weights alone is computed when the package is loaded: baked in, a small one could not be replaced"""
+
+
+def with_fixed_ranks(program: GraphModule) -> GraphModule:
+    """The program, whose adapters all have the rank of their slots: smaller ones are filled up with zeros.
+
+    The compiler fixes the sizes of a convolution's weight to those of the example, and the code checks nothing.
+    """
+    slots = facts(program).slots
+    if slots is not None:
+        remember(program, slots=replace(slots, ranks={}))
+    return program
 
 
 def write(exported: ExportedProgram, file: Path, manifest: Manifest, said: Mapping[str, str], path: object) -> None:

@@ -57,7 +57,7 @@ def export(
     if not isinstance(program, GraphModule):
         raise InvalidGraph(f"{path}: {suffix} takes a captured program, not {type(program).__name__}")
     weights.refuse_empty(path, {str(node.target): get_tensor(program, str(node.target)) for node in stored(program)})
-    made = plain(program)
+    made = aoti.with_fixed_ranks(plain(program)) if suffix == aoti.SUFFIX else plain(program)
     exported = _exported(made, path)
     manifest = Manifest.of(made, kind_of(program), exported)
     with replacing_together(path) as part:

@@ -1,21 +1,18 @@
 """What adapters an exported program takes, as JSON in its manifest, and read back from there."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self, final
 
 import torch
 
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.algorithms import families
-from lyc_fx.binding.fitting import Weight, WeightNorm
 from lyc_fx.errors import Unsupported
+from lyc_fx.exporting.known import Json, dtype_name, dtype_of, known_as_json, read_known
 from lyc_fx.graph.places import Known
 from lyc_fx.graph.program import BANK
 from lyc_fx.graph.slots import Slots
-from lyc_fx.naming import Piece
-
-Json = Mapping[str, Any]
 
 
 @final
@@ -53,10 +50,7 @@ class Form:
     @classmethod
     def read(cls, data: Json) -> Self:
         """From what `form` made."""
-        weights = {name: _weight(each) for name, each in data["weights"].items()}
-        same = {name: tuple(_piece(piece) for piece in pieces) for name, pieces in data["same"].items()}
-        known = Known(weights, data["aliases"], same, data["on_disk"])
-        return cls(known, tuple(map(_slot, data["slots"])), data["sets"], data["alphas"])
+        return cls(read_known(data), tuple(map(_slot, data["slots"])), data["sets"], data["alphas"])
 
 
 def form(known: Known, slots: Slots, terms: Iterator[tuple[str, Any]], varying: Mapping[str, tuple[int, ...]]) -> Json:
@@ -70,7 +64,7 @@ def form(known: Known, slots: Slots, terms: Iterator[tuple[str, Any]], varying: 
             "set": int(term.strength.split(".")[1]),
             "family": term.adapter.name,
             "factors": {
-                field: {"input": inputs[field], "shape": list(f.shape), "dtype": _name(f.dtype),
+                field: {"input": inputs[field], "shape": list(f.shape), "dtype": dtype_name(f.dtype),
                         "ranks": list(varying.get(inputs[field], ()))}
                 for field, f in term.adapter.factors().items()
             },
@@ -80,10 +74,7 @@ def form(known: Known, slots: Slots, terms: Iterator[tuple[str, Any]], varying: 
             "share": shares.index(term.numbers["share"]),
         })  # fmt: skip
     return {
-        "weights": {name: _described(weight) for name, weight in known.weights.items()},
-        "aliases": dict(known.aliases),
-        "same": {name: [asdict(piece) for piece in pieces] for name, pieces in known.same.items()},
-        "on_disk": dict(known.on_disk),
+        **known_as_json(known),
         "slots": found,
         "sets": len(slots.strengths),
         "alphas": len(alphas),
@@ -96,31 +87,12 @@ def _more(adapter: Adapter) -> dict[str, Any]:
     return {name: value for name, (value, usual) in found.items() if value != usual}
 
 
-def _described(weight: Weight) -> dict[str, Any]:
-    """Only what is not as usual: models have thousands of weights."""
-    every = {f.name: (getattr(weight, f.name), f.default) for f in fields(weight)}
-    said = {name: value for name, (value, usual) in every.items() if value != usual}
-    norm = {"weight_norm": asdict(weight.weight_norm)} if weight.weight_norm else {}
-    return {**said, "dtype": _name(weight.dtype), **norm}
-
-
-def _weight(data: Json) -> Weight:
-    norm = {"weight_norm": WeightNorm(**data["weight_norm"])} if "weight_norm" in data else {}
-    given = {**data, **norm, "shape": tuple(data["shape"]), "dtype": _dtype(data["dtype"])}
-    return Weight(**given)
-
-
-def _piece(data: Json) -> Piece:
-    rows, source = (None if data[name] is None else tuple(data[name]) for name in ("rows", "source_rows"))
-    return Piece(data["parameter"], rows, source)  # type: ignore[arg-type]
-
-
 def _slot(data: Json) -> Slot:
     family = next((each for each in families() if each.name == data["family"]), None)
     if family is None:
         raise Unsupported(f"{data['weight']}: the file is for adapters of {data['family']}, which is not known here")
     factors = {
-        field: torch.empty(each["shape"], dtype=_dtype(each["dtype"]), device="meta")
+        field: torch.empty(each["shape"], dtype=dtype_of(each["dtype"]), device="meta")
         for field, each in data["factors"].items()
     }
     return Slot(
@@ -133,13 +105,3 @@ def _slot(data: Json) -> Slot:
         data["alpha"],
         data["share"],
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
-    return found

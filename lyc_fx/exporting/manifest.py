@@ -12,8 +12,10 @@ from torch.fx import GraphModule
 
 import lyc_fx
 from lyc_fx.errors import BadFile
-from lyc_fx.exporting.form import Json, form
+from lyc_fx.exporting.form import form
 from lyc_fx.exporting.interface import Value, bounds, inputs, outputs
+from lyc_fx.exporting.known import Json, known_as_json
+from lyc_fx.graph.bindable import bindable, ties
 from lyc_fx.graph.program import BANK, facts, get_tensor, weights
 from lyc_fx.graph.slots import ADAPTER
 
@@ -39,6 +41,10 @@ class Manifest:
     """Those that the program was made with: file, SHA-256, strength"""
     form: Json = field(default_factory=dict)
     """What adapters the program takes (`lyc_fx.exporting.form`)"""
+    weights: Json = field(default_factory=dict)
+    """Of a program without adapters: what they are bound to (`lyc_fx.exporting.known`), the names of each weight that
+    has several (`ties`), and how much each was changed when adapters were folded (`changes`, as in a report)
+    """
     sets: tuple[str, ...] = ()
     """The adapters whose strengths are given at each call, in order"""
     torch: str = torch.__version__
@@ -51,7 +57,7 @@ class Manifest:
         known, given = facts(program), inputs(program, exported)
         base = _digest(program)
         made = cls(kind, given, outputs(program), base, bounds(program), known.sources)
-        return made._with(form=_form(program, given), sets=_sets(program))
+        return made._with(form=_form(program, given), weights=_weights(program, kind), sets=_sets(program))
 
     def _with(self, **changes: Any) -> Self:
         return type(self)(**{f.name: getattr(self, f.name) for f in fields(self)} | changes)
@@ -90,6 +96,14 @@ def _form(program: GraphModule, given: tuple[Value, ...]) -> Json:
     }
     terms = ((weight, term) for weight, made in known.places.merged.items() for term in made.terms)
     return form(known.known, known.slots, terms, varying)
+
+
+def _weights(program: GraphModule, kind: str) -> Json:
+    if kind not in ("base", "folded"):
+        return {}
+    report = facts(program).report
+    changes = report.to_dict()["changes"] if report is not None else {}
+    return {**known_as_json(bindable(program)), "ties": ties(program), "changes": changes}
 
 
 def _sets(program: GraphModule) -> tuple[str, ...]:
