@@ -1,0 +1,180 @@
+"""`.pt2`: the zip archive of `torch.export.save`.
+
+Format: `<root>/data/weights/weight_3` are the bytes of a storage, and `…/model_weights_config.json` says which tensor
+of the state dict is what view of which storage: dtype, sizes, strides and offset. Texts are `<root>/extra/<name>`.
+Entries are not compressed; the CRC-32 of each is behind its bytes, and in the directory at the end of the archive.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
+
+import torch
+
+from lyc_fx.checkpoint.programs.crc import joined
+from lyc_fx.checkpoint.programs.program import TEXTS, Held, Program
+from lyc_fx.checkpoint.programs.stream import Crc
+from lyc_fx.errors import BadFile, Unsupported
+from lyc_fx.storage.container import start_of
+
+_CONFIG = "_weights_config.json"
+_DTYPES = {
+    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
+    8: torch.float64, 10: torch.complex64, 12: torch.bool, 13: torch.bfloat16, 28: torch.uint16,
+    29: torch.float8_e4m3fn, 30: torch.float8_e5m2, 31: torch.float8_e4m3fnuz, 32: torch.float8_e5m2fnuz,
+    33: torch.float8_e8m0fnu, 34: torch.uint32, 35: torch.uint64,
+}  # fmt: skip
+"""What `torch.export` calls a dtype (its `ScalarType`)"""
+_SIGNED = b"PK\x07\x08"
+"""What may be before the CRC-32 behind an entry"""
+_COPIED = 1 << 24
+
+
+def read_archive(path: Path) -> Program:
+    """Find the weights. Raises BadFile for what is no whole archive, and Unsupported for code that was compiled."""
+    start_of(path, 1)
+    try:
+        with ZipFile(path) as archive, path.open("rb") as file:
+            entries = {each.filename: each for each in archive.infolist()}
+            _refuse_compiled(path, entries)
+            configs = [name for name in entries if name.endswith(_CONFIG)]
+            if len(configs) != 1:
+                what = f"holds {len(configs)} programs, and lyc-fx folds into one" if configs else _OLD.format(path)
+                raise Unsupported(f"{path}: {what}")
+            folder = configs[0].rpartition("/")[0]
+            weights = json.loads(archive.read(configs[0]))["config"]
+            found = {name: _held(path, file, name, meta, entries, folder) for name, meta in weights.items()}
+            texts = {
+                text: archive.read(name).decode()
+                for text in TEXTS
+                for name in entries
+                if name.endswith(f"/extra/{text}")
+            }
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path}: is no program of torch.export, or is cut off: {error}") from error
+    held = {name: each for name, each in found.items() if isinstance(each, Held)}
+    odd = {name: each for name, each in found.items() if isinstance(each, str)}
+    return Program(path, (path,), held, odd, texts)
+
+
+_OLD = (
+    "has no list of weights: it was saved by an old torch, or is no program; save it again: "
+    "torch.export.save(torch.export.load({0!r}), …)"
+)
+
+
+def _refuse_compiled(path: Path, names: Mapping[str, Any]) -> None:
+    if path.name.endswith(".aoti.pt2") or any("/data/aotinductor/" in name for name in names):
+        raise Unsupported(
+            f"{path}: is compiled: its weights are within machine code. Export the program with slots (lyc_fx.slots) "
+            f"and give it adapters as it runs, lyc_fx.bind({path.name!r}).set(…), or fold into the .pt2, .onnx or "
+            "checkpoint that it was made of, and compile that"
+        )
+
+
+def _held(path: Path, file: Any, name: str, said: Any, entries: Mapping[str, ZipInfo], folder: str) -> Held | str:
+    """Where a tensor is, or why it cannot be changed there."""
+    if said["use_pickle"]:
+        return "is stored as a pickle, for it is of a class of its own"
+    meta, stored = said["tensor_meta"], entries[f"{folder}/{said['path_name']}"]
+    sizes, strides = (tuple(each["as_int"] for each in meta[key]) for key in ("sizes", "strides"))
+    dtype = _DTYPES.get(meta["dtype"])
+    if dtype is None:
+        return "has a dtype that lyc-fx does not know"
+    if stored.compress_type != zipfile.ZIP_STORED:
+        return "is compressed, for the archive was packed anew: save the program again with torch.export.save"
+    first = meta["storage_offset"]["as_int"] * dtype.itemsize
+    found = Held.of(path, name, dtype, sizes, strides, _start(file, stored) + first)
+    if found is None:
+        return "is a view with gaps"
+    if first + found.stored.bytes > stored.file_size:
+        raise ValueError(f"{name} is longer than its entry {stored.filename}")
+    return found
+
+
+def _start(file: Any, entry: ZipInfo) -> int:
+    """The first byte of an entry's content: behind 30 bytes, the name and what else its own header has."""
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no entry at byte {entry.header_offset}")
+    return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+
+
+def tail_of(program: Program) -> int:
+    """The byte from which an archive with other texts is written anew: what is before keeps its place."""
+    with ZipFile(program.path) as archive:
+        last = max((stop for _, _, stop in (each.range for each in program.held.values())), default=0)
+        texts = [each.header_offset for each in archive.infolist() if _text(each.filename) is not None]
+        return min((start for start in texts if start >= last), default=archive.start_dir)
+
+
+def _text(name: str) -> str | None:
+    return next((text for text in TEXTS if name.endswith(f"/extra/{text}")), None)
+
+
+def finish_archive(program: Program, part: Path, crcs: list[Crc], texts: Mapping[str, str]) -> None:
+    """Write the end of a copy that is whole up to `tail_of`: the texts, and what is behind them; and the CRCs.
+
+    Raises BadFile for an entry of the original that is damaged.
+    """
+    try:
+        cut = tail_of(program)
+        with ZipFile(program.path) as old, program.path.open("rb") as source, part.open("r+b") as file:
+            entries = old.infolist()
+            root = entries[0].filename.partition("/")[0]
+            kept = [each for each in entries if each.header_offset < cut and _text(each.filename) is None]
+            for each in kept:
+                start = _start(source, each)
+                own = [crc for crc in crcs if start <= crc.start < start + each.file_size]
+                if own:
+                    _put_crc(file, source, each, start, _crc(source, own, start, start + each.file_size))
+            file.seek(cut)
+            with ZipFile(file, "w") as new:  # its directory has the entries before it too
+                new.filelist.extend(kept)
+                new.NameToInfo.update({each.filename: each for each in kept})
+                for name, text in texts.items():
+                    new.writestr(ZipInfo(f"{root}/extra/{name}"), text)  # a ZipInfo: without the time, for equal bytes
+                for each in entries:
+                    if each.header_offset >= cut and _text(each.filename) is None:
+                        new.writestr(ZipInfo(each.filename), old.read(each))
+            file.truncate()
+    except zipfile.BadZipFile as error:
+        raise BadFile(f"{program.path}: is damaged: {error}") from error
+
+
+def _put_crc(file: Any, source: Any, entry: ZipInfo, start: int, crc: int) -> None:
+    """Write the CRC-32 of an entry to where it is: into its header, or behind its content; and into `entry`."""
+    entry.CRC = crc
+    place = entry.header_offset + 14
+    if entry.flag_bits & 8:
+        place = start + entry.compress_size
+        source.seek(place)
+        place += 4 if source.read(4) == _SIGNED else 0
+    file.seek(place)
+    file.write(crc.to_bytes(4, "little"))
+
+
+def _crc(source: Any, parts: list[Crc], start: int, stop: int) -> int:
+    """The CRC-32 of changed bytes, and of those between them, which are as in the source."""
+    total = 0
+    for part in sorted(parts):
+        for size, crc in _crcs(source, start, part.start):
+            total = joined(total, crc, size)
+        total = joined(total, part.crc, part.size)
+        start = part.start + part.size
+    for size, crc in _crcs(source, start, stop):
+        total = joined(total, crc, size)
+    return total
+
+
+def _crcs(source: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    source.seek(start, os.SEEK_SET)
+    for first in range(start, stop, _COPIED):
+        data = source.read(min(_COPIED, stop - first))
+        yield len(data), zlib.crc32(data)
