@@ -6,9 +6,8 @@ Entries are not compressed; the CRC-32 of each is behind its bytes, and in the d
 """
 
 import json
-import os
+import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from zipfile import ZipFile, ZipInfo
 
 import torch
 
-from lyc_fx.checkpoint.programs.crc import joined
 from lyc_fx.checkpoint.programs.program import TEXTS, Held, Program
-from lyc_fx.checkpoint.programs.stream import Crc
 from lyc_fx.errors import BadFile, Unsupported
 from lyc_fx.storage.container import start_of
 
 _CONFIG = "_weights_config.json"
+_MODEL = re.compile(r"/models/[^/]+\.json$")
 _DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
     8: torch.float64, 10: torch.complex64, 12: torch.bool, 13: torch.bfloat16, 28: torch.uint16,
@@ -30,9 +28,6 @@ _DTYPES = {
     33: torch.float8_e8m0fnu, 34: torch.uint32, 35: torch.uint64,
 }  # fmt: skip
 """What `torch.export` calls a dtype (its `ScalarType`)"""
-_SIGNED = b"PK\x07\x08"
-"""What may be before the CRC-32 behind an entry"""
-_COPIED = 1 << 24
 
 
 def read_archive(path: Path) -> Program:
@@ -55,11 +50,12 @@ def read_archive(path: Path) -> Program:
                 for name in entries
                 if name.endswith(f"/extra/{text}")
             }
+            models = [json.loads(archive.read(name)) for name in entries if _MODEL.search(name)]
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path}: is no program of torch.export, or is cut off: {error}") from error
     held = {name: each for name, each in found.items() if isinstance(each, Held)}
     odd = {name: each for name, each in found.items() if isinstance(each, str)}
-    return Program(path, (path,), held, odd, texts)
+    return Program(path, (path,), held, odd, texts, frozenset(name for model in models for name in _turned(model)))
 
 
 _OLD = (
@@ -89,7 +85,7 @@ def _held(path: Path, file: Any, name: str, said: Any, entries: Mapping[str, Zip
     if stored.compress_type != zipfile.ZIP_STORED:
         return "is compressed, for the archive was packed anew: save the program again with torch.export.save"
     first = meta["storage_offset"]["as_int"] * dtype.itemsize
-    found = Held.of(path, name, dtype, sizes, strides, _start(file, stored) + first)
+    found = Held.of(path, name, dtype, sizes, strides, start_in(file, stored) + first)
     if found is None:
         return "is a view with gaps"
     if first + found.stored.bytes > stored.file_size:
@@ -97,7 +93,7 @@ def _held(path: Path, file: Any, name: str, said: Any, entries: Mapping[str, Zip
     return found
 
 
-def _start(file: Any, entry: ZipInfo) -> int:
+def start_in(file: Any, entry: ZipInfo) -> int:
     """The first byte of an entry's content: behind 30 bytes, the name and what else its own header has."""
     file.seek(entry.header_offset)
     header = file.read(30)
@@ -106,75 +102,14 @@ def _start(file: Any, entry: ZipInfo) -> int:
     return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
-def tail_of(program: Program) -> int:
-    """The byte from which an archive with other texts is written anew: what is before keeps its place."""
-    with ZipFile(program.path) as archive:
-        last = max((stop for _, _, stop in (each.range for each in program.held.values())), default=0)
-        texts = [each.header_offset for each in archive.infolist() if _text(each.filename) is not None]
-        return min((start for start in texts if start >= last), default=archive.start_dir)
-
-
-def _text(name: str) -> str | None:
-    return next((text for text in TEXTS if name.endswith(f"/extra/{text}")), None)
-
-
-def finish_archive(program: Program, part: Path, crcs: list[Crc], texts: Mapping[str, str]) -> None:
-    """Write the end of a copy that is whole up to `tail_of`: the texts, and what is behind them; and the CRCs.
-
-    Raises BadFile for an entry of the original that is damaged.
-    """
-    try:
-        cut = tail_of(program)
-        with ZipFile(program.path) as old, program.path.open("rb") as source, part.open("r+b") as file:
-            entries = old.infolist()
-            root = entries[0].filename.partition("/")[0]
-            kept = [each for each in entries if each.header_offset < cut and _text(each.filename) is None]
-            for each in kept:
-                start = _start(source, each)
-                own = [crc for crc in crcs if start <= crc.start < start + each.file_size]
-                if own:
-                    _put_crc(file, source, each, start, _crc(source, own, start, start + each.file_size))
-            file.seek(cut)
-            with ZipFile(file, "w") as new:  # its directory has the entries before it too
-                new.filelist.extend(kept)
-                new.NameToInfo.update({each.filename: each for each in kept})
-                for name, text in texts.items():
-                    new.writestr(ZipInfo(f"{root}/extra/{name}"), text)  # a ZipInfo: without the time, for equal bytes
-                for each in entries:
-                    if each.header_offset >= cut and _text(each.filename) is None:
-                        new.writestr(ZipInfo(each.filename), old.read(each))
-            file.truncate()
-    except zipfile.BadZipFile as error:
-        raise BadFile(f"{program.path}: is damaged: {error}") from error
-
-
-def _put_crc(file: Any, source: Any, entry: ZipInfo, start: int, crc: int) -> None:
-    """Write the CRC-32 of an entry to where it is: into its header, or behind its content; and into `entry`."""
-    entry.CRC = crc
-    place = entry.header_offset + 14
-    if entry.flag_bits & 8:
-        place = start + entry.compress_size
-        source.seek(place)
-        place += 4 if source.read(4) == _SIGNED else 0
-    file.seek(place)
-    file.write(crc.to_bytes(4, "little"))
-
-
-def _crc(source: Any, parts: list[Crc], start: int, stop: int) -> int:
-    """The CRC-32 of changed bytes, and of those between them, which are as in the source."""
-    total = 0
-    for part in sorted(parts):
-        for size, crc in _crcs(source, start, part.start):
-            total = joined(total, crc, size)
-        total = joined(total, part.crc, part.size)
-        start = part.start + part.size
-    for size, crc in _crcs(source, start, stop):
-        total = joined(total, crc, size)
-    return total
-
-
-def _crcs(source: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    source.seek(start, os.SEEK_SET)
-    for first in range(start, stop, _COPIED):
-        data = source.read(min(_COPIED, stop - first))
-        yield len(data), zlib.crc32(data)
+def _turned(model: Any) -> Iterator[str]:
+    """The weights of transposed convolutions, from what a program is stored as."""
+    graph = model["graph_module"]
+    found = [spec["parameter"] for spec in graph["signature"]["input_specs"] if "parameter" in spec]
+    names = {each["arg"]["name"]: each["parameter_name"] for each in found}
+    for node in graph["graph"]["nodes"]:
+        if ".conv_transpose" in node["target"]:
+            for given in node["inputs"]:
+                argument = given["arg"].get("as_tensor", {}).get("name")
+                if given["name"] == "weight" and argument in names:
+                    yield names[argument]

@@ -12,8 +12,11 @@ from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Stack
 from lyc_fx.checkpoint.merger import Merger
-from lyc_fx.checkpoint.programs import archive, onnx
+from lyc_fx.checkpoint.programs.archive import read_archive
+from lyc_fx.checkpoint.programs.archive_end import finish_archive, tail_of
 from lyc_fx.checkpoint.programs.description import refuse_adapters, repeated, texts_after
+from lyc_fx.checkpoint.programs.onnx import read_onnx
+from lyc_fx.checkpoint.programs.onnx_end import finish_onnx, kept_of, rename_data
 from lyc_fx.checkpoint.programs.program import Program
 from lyc_fx.checkpoint.programs.refusing import explained, refuse_odd, same_tensors
 from lyc_fx.checkpoint.programs.stream import Computed, Crc, copy_merged
@@ -44,7 +47,7 @@ class Ways:
 
 def read_program(path: Path) -> Program:
     """Find the weights of a `.pt2` or `.onnx`. Raises BadFile or Unsupported."""
-    return onnx.read_onnx(path) if path.suffix == ".onnx" else archive.read_archive(path)
+    return read_onnx(path) if path.suffix == ".onnx" else read_archive(path)
 
 
 def fold_program(path: Path, target: Path | None, stack: Stack, provenance: Provenance, ways: Ways) -> Report:
@@ -113,11 +116,11 @@ def _write(
             _copy(program, each, part.with_name(names[each.name]), merged, merger, ways)
         _refuse_rounded_away(merger, ways)
         if program.is_onnx:
-            onnx.finish_onnx(part, texts)
+            finish_onnx(part, texts)
         else:
-            archive.finish_archive(program, part, crcs, texts)
+            finish_archive(program, part, crcs, texts)
         if others:
-            onnx.rename_data(part, names, target)
+            rename_data(part, names, target)
 
 
 def _copy(
@@ -125,7 +128,7 @@ def _copy(
 ) -> list[Crc]:
     kept = [(0, file.stat().st_size)]
     if file == program.path:
-        kept = onnx.kept_of(program) if program.is_onnx else [(0, archive.tail_of(program))]
+        kept = kept_of(program) if program.is_onnx else [(0, tail_of(program))]
     own = {name: each for name, each in merged.items() if each[0].path == file}
     return copy_merged(
         file, part, own, merger, kept=kept, memory=ways.memory, verify=ways.verify, progress=ways.progress

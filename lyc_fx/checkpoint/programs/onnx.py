@@ -7,7 +7,7 @@ data_location (14). The order of a message's fields is free (https://github.com/
 
 import mmap
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import final
 import torch
 
 from lyc_fx.checkpoint.programs.program import TEXTS, Held, Program
-from lyc_fx.checkpoint.programs.protobuf import Data, Field, entry, fields, number_at
-from lyc_fx.errors import BadFile, Unsupported
+from lyc_fx.checkpoint.programs.protobuf import Data, Field, fields, number_at
+from lyc_fx.errors import BadFile
 from lyc_fx.storage.container import start_of
 
-_GRAPH, _TEXTS, _NODE, _INITIALIZER = 7, 14, 1, 5
+_GRAPH, _NODE, _INITIALIZER = 7, 1, 5
+TEXT = 14
+"""The field of a text in ModelProto"""
 _DTYPES = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
     9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
@@ -49,6 +51,7 @@ def _program(path: Path, data: mmap.mmap, size: int) -> Program:
     held: dict[str, Held] = {}
     odd: dict[str, str] = {}
     users: defaultdict[str, set[str]] = defaultdict(set)
+    turned: set[str] = set()
     for each in fields(data, graphs[0].start, graphs[0].stop):
         if each.number == _INITIALIZER:
             tensor = _Tensor.read(data, each)
@@ -58,15 +61,17 @@ def _program(path: Path, data: mmap.mmap, size: int) -> Program:
             else:
                 held[tensor.name] = found
         elif each.number == _NODE:
-            inputs, user = _node(data, each)
+            inputs, operator, module = _node(data, each)
+            turned |= set(inputs[1:2]) if operator == "ConvTranspose" else set()
+            of_module = f" of {module}" if module else ""
             for name in inputs:
-                users[name].add(user)
+                users[name].add(f"{'Gather' if operator == 'Gather' else 'a layer'}{of_module}")
     odd |= {
         name: f"is read as one tensor by {', '.join(sorted(found))}: the file says one name of what the model tied"
         for name, found in users.items()
         if name in held and len(found) > 1
     }
-    return Program(path, tuple(files), held, odd, dict(_texts(data, size)))
+    return Program(path, tuple(files), held, odd, dict(_texts(data, size)), frozenset(turned))
 
 
 @final
@@ -93,7 +98,7 @@ class _Tensor:
             elif each.number == 9:
                 made.raw = each
             elif each.number == 13:
-                key, value = _pair(data, each)
+                key, value = pair_at(data, each)
                 made.outside[key] = value
         return made
 
@@ -131,8 +136,8 @@ def _inside(path: Path, tensor: _Tensor) -> Path:
     return location
 
 
-def _node(data: mmap.mmap, place: Field) -> tuple[list[str], str]:
-    """What a node reads, and what it is for: its module, or at least whether it looks up rows."""
+def _node(data: mmap.mmap, place: Field) -> tuple[list[str], str, str]:
+    """What a node reads, its operator, and the module that it is of, empty where the file does not say it."""
     inputs, operator, module = [], "", ""
     for each in fields(data, place.start, place.stop):
         if each.number == 1:
@@ -140,10 +145,10 @@ def _node(data: mmap.mmap, place: Field) -> tuple[list[str], str]:
         elif each.number == 4:
             operator = data[each.start : each.stop].decode()
         elif each.number == 9:
-            key, value = _pair(data, each)
+            key, value = pair_at(data, each)
             if key == _SCOPES:
                 module = ", ".join(value.strip("[]").split(", ")[:-1][-1:])
-    return inputs, f"{'Gather' if operator == 'Gather' else 'a layer'}{f' of {module}' if module else ''}"
+    return inputs, operator, module
 
 
 def _numbers(data: Data, place: Field) -> Iterator[int]:
@@ -154,7 +159,7 @@ def _numbers(data: Data, place: Field) -> Iterator[int]:
         yield value
 
 
-def _pair(data: mmap.mmap, place: Field) -> tuple[str, str]:
+def pair_at(data: mmap.mmap, place: Field) -> tuple[str, str]:
     """The key and the value of a StringStringEntryProto."""
     found = {each.number: data[each.start : each.stop].decode() for each in fields(data, place.start, place.stop)}
     return found.get(1, ""), found.get(2, "")
@@ -162,39 +167,7 @@ def _pair(data: mmap.mmap, place: Field) -> tuple[str, str]:
 
 def _texts(data: mmap.mmap, size: int) -> Iterator[tuple[str, str]]:
     for each in fields(data, 0, size):
-        if each.number == _TEXTS:
-            key, value = _pair(data, each)
+        if each.number == TEXT:
+            key, value = pair_at(data, each)
             if key in TEXTS:
                 yield key, value
-
-
-def kept_of(program: Program) -> list[tuple[int, int]]:
-    """The ranges of the file without the texts that are written anew."""
-    with program.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found, first = [], 0
-        for each in fields(data, 0, len(data)):
-            if each.number == _TEXTS and _pair(data, each)[0] in TEXTS:
-                found.append((first, each.head))
-                first = each.stop
-        return [*found, (first, len(data))]
-
-
-def finish_onnx(part: Path, texts: Mapping[str, str]) -> None:
-    """Write the texts at the end of a copy that lacks them."""
-    with part.open("ab") as file:
-        for name, text in texts.items():
-            file.write(entry(_TEXTS, entry(1, name.encode()) + entry(2, text.encode())))
-
-
-def rename_data(part: Path, names: Mapping[str, str], path: Path) -> None:
-    """Name other files as those of the weights. Raises Unsupported, which names `path`, without the package onnx."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise Unsupported(f'{path}: needs the package onnx: pip install "lyc-fx[onnx]"') from error
-    model = onnx.load(str(part), load_external_data=False)
-    for tensor in model.graph.initializer:
-        for said in tensor.external_data:
-            if said.key == "location":
-                said.value = names[said.value]
-    part.write_bytes(model.SerializeToString(deterministic=True))

@@ -90,6 +90,8 @@ class Program:
     """Why a weight cannot be changed in its place, by its name"""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Those of TEXTS that it has"""
+    turned: frozenset[str] = frozenset()
+    """The weights of transposed convolutions, `(in, out/groups, *kernel)`"""
 
     @property
     def is_onnx(self) -> bool:
@@ -106,6 +108,8 @@ class Program:
 
     def weights(self) -> dict[str, Weight]:
         """Return every weight by its name."""
-        return with_weight_norm(
-            with_scales({n: Weight(held.shape, held.stored.dtype) for n, held in self.held.items()})
-        )
+        found = {
+            name: Weight(held.shape, held.stored.dtype, of_transposed_conv=name in self.turned)
+            for name, held in self.held.items()
+        }
+        return with_weight_norm(with_scales(found))
