@@ -20,6 +20,7 @@ from lyc_fx.errors import BadFile, Unsupported
 from lyc_fx.storage.container import start_of
 
 _CONFIG = "_weights_config.json"
+_OLD = "serialized_state_dict.pt"
 _MODEL = re.compile(r"/models/[^/]+\.json$")
 _DTYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32,
@@ -38,9 +39,15 @@ def read_archive(path: Path) -> Program:
             entries = {each.filename: each for each in archive.infolist()}
             _refuse_compiled(path, entries)
             configs = [name for name in entries if name.endswith(_CONFIG)]
-            if len(configs) != 1:
-                what = f"holds {len(configs)} programs, and lyc-fx folds into one" if configs else _OLD.format(path)
-                raise Unsupported(f"{path}: {what}")
+            if any(name.endswith(_OLD) for name in entries):
+                raise Unsupported(
+                    f"{path}: was saved by an old torch, which stored its weights as a pickle: save it again, "
+                    f"torch.export.save(torch.export.load({str(path)!r}), …)"
+                )
+            if len(configs) > 1:
+                raise Unsupported(f"{path}: holds {len(configs)} programs, and lyc-fx folds into one")
+            if not configs:
+                raise ValueError("it has no list of weights")  # what is found in a part may be an archive within it
             folder = configs[0].rpartition("/")[0]
             weights = json.loads(archive.read(configs[0]))["config"]
             found = {name: _held(path, file, name, meta, entries, folder) for name, meta in weights.items()}
@@ -56,12 +63,6 @@ def read_archive(path: Path) -> Program:
     held = {name: each for name, each in found.items() if isinstance(each, Held)}
     odd = {name: each for name, each in found.items() if isinstance(each, str)}
     return Program(path, (path,), held, odd, texts, frozenset(name for model in models for name in _turned(model)))
-
-
-_OLD = (
-    "has no list of weights: it was saved by an old torch, or is no program; save it again: "
-    "torch.export.save(torch.export.load({0!r}), …)"
-)
 
 
 def _refuse_compiled(path: Path, names: Mapping[str, Any]) -> None:
