@@ -36,8 +36,10 @@ def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool
         if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
             raise BadFile(f"{target}: is not a regular file; name another output")
         if target.suffix != suffix:
-            kind = "a safetensors file" if suffix == _WEIGHTS else f"a program as the base is, a {suffix} file"
-            raise BadFile(f"{target}: the output is {kind}: name it {target.name}{suffix}")
+            if suffix == _WEIGHTS:
+                raise BadFile(f"{target}: the output is a safetensors file: name it {target.name}{_WEIGHTS}")
+            named = target.with_suffix(suffix).name
+            raise BadFile(f"{target}: the output is a {suffix} file, as the base is: name it {named}")
     for source in map(Path, inputs):
         _refuse_input(target, source)
     if folder and target.is_dir() and not any(target.iterdir()):
