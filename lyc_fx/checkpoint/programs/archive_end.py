@@ -9,9 +9,8 @@ from typing import Any
 from zipfile import ZipFile, ZipInfo
 
 from lyc_fx.checkpoint.programs.archive import start_in
-from lyc_fx.checkpoint.programs.crc import joined
+from lyc_fx.checkpoint.programs.crc import Crc, joined
 from lyc_fx.checkpoint.programs.program import TEXTS, Program
-from lyc_fx.checkpoint.programs.stream import Crc
 from lyc_fx.errors import BadFile
 
 _SIGNED = b"PK\x07\x08"

@@ -5,10 +5,29 @@ A CRC is a polynomial over GF(2) modulo the generator P, with the lowest power i
     crc(ab) = crc(a) · x^(8 |b|) + crc(b)  mod P
 """
 
+import zlib
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
 _GENERATOR = 0xEDB88320
 _ONE = 1 << 31
 _BYTE = 1 << 23
 """x⁸"""
+
+
+class Crc(NamedTuple):
+    """The CRC-32 of some bytes of a file."""
+
+    start: int
+    size: int
+    crc: int
+
+    @classmethod
+    def of(cls, start: int, values: Tensor) -> Self:
+        """That of a tensor's bytes, the first of which is at `start`."""
+        return cls(start, values.nbytes, zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data))
 
 
 def joined(first: int, second: int, size: int) -> int:

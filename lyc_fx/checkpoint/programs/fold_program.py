@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 import torch
+from torch import Tensor
 
 from lyc_fx.binding.bind import bind
 from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
@@ -14,12 +15,13 @@ from lyc_fx.binding.stack import Stack
 from lyc_fx.checkpoint.merger import Merger
 from lyc_fx.checkpoint.programs.archive import read_archive
 from lyc_fx.checkpoint.programs.archive_end import finish_archive, tail_of
+from lyc_fx.checkpoint.programs.crc import Crc
 from lyc_fx.checkpoint.programs.description import refuse_adapters, repeated, texts_after
 from lyc_fx.checkpoint.programs.onnx import read_onnx
 from lyc_fx.checkpoint.programs.onnx_end import finish_onnx, kept_of, rename_data
 from lyc_fx.checkpoint.programs.program import Program
 from lyc_fx.checkpoint.programs.refusing import explained, refuse_odd, same_tensors
-from lyc_fx.checkpoint.programs.stream import Computed, Crc, copy_merged
+from lyc_fx.checkpoint.programs.stream import Computed, Made, copy_merged
 from lyc_fx.checkpoint.provenance import Provenance
 from lyc_fx.checkpoint.ranks import join_ranks
 from lyc_fx.checkpoint.weight_norm import refuse_double_targets
@@ -72,7 +74,7 @@ def fold_program(path: Path, target: Path | None, stack: Stack, provenance: Prov
     refuse_odd(program, merged, ties)
     if target is None:
         for file in program.files:
-            _copy(program, file, None, merged, merger, ways)
+            _copy(program, file, None, merged, merger, ways, _nothing)
         _refuse_rounded_away(merger, ways)
     else:
         inputs: list[Path_] = [*program.files, *(part.adapters.source for part in stack.parts)]
@@ -111,9 +113,11 @@ def _write(
     first, *others = program.files
     names = {each.name: f"{target.name}{f'.{i}' if i else ''}.data" for i, each in enumerate(others)}
     with replacing_together(target) as part:
-        crcs = _copy(program, first, part, merged, merger, ways)
+        crcs: list[Crc] = []
+        made: Made = _nothing if program.is_onnx else lambda start, values: crcs.append(Crc.of(start, values))
+        _copy(program, first, part, merged, merger, ways, made)
         for each in others:
-            _copy(program, each, part.with_name(names[each.name]), merged, merger, ways)
+            _copy(program, each, part.with_name(names[each.name]), merged, merger, ways, _nothing)
         _refuse_rounded_away(merger, ways)
         if program.is_onnx:
             finish_onnx(part, texts)
@@ -123,15 +127,25 @@ def _write(
             rename_data(part, names, target)
 
 
+def _nothing(_start: int, _values: Tensor) -> None:
+    """What is done after a block where no checksum is stored."""
+
+
 def _copy(
-    program: Program, file: Path, part: Path | None, merged: Mapping[str, Computed], merger: Merger, ways: Ways
-) -> list[Crc]:
+    program: Program,
+    file: Path,
+    part: Path | None,
+    merged: Mapping[str, Computed],
+    merger: Merger,
+    ways: Ways,
+    made: Made,
+) -> None:
     kept = [(0, file.stat().st_size)]
     if file == program.path:
         kept = kept_of(program) if program.is_onnx else [(0, tail_of(program))]
     own = {name: each for name, each in merged.items() if each[0].path == file}
-    return copy_merged(
-        file, part, own, merger, kept=kept, memory=ways.memory, verify=ways.verify, progress=ways.progress
+    copy_merged(
+        file, part, own, merger, kept=kept, memory=ways.memory, verify=ways.verify, progress=ways.progress, made=made
     )
 
 

@@ -1,10 +1,8 @@
 """Copying a file of a program, with its weights merged on the way."""
 
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +17,8 @@ from lyc_fx.storage.system import reserve, sync_path
 
 Computed = tuple[Held, Blocks]
 """A weight, and the blocks in which it is merged"""
-
-
-class Crc(NamedTuple):
-    """The CRC-32 of some bytes of the output."""
-
-    start: int
-    size: int
-    crc: int
+Made = Callable[[int, Tensor], None]
+"""Called with the first byte of a merged block in the output, and its values"""
 
 
 def copy_merged(
@@ -39,14 +31,16 @@ def copy_merged(
     memory: int,
     verify: bool,
     progress: Progress,
-) -> list[Crc]:
+    made: Made,
+) -> None:
     """Copy the ranges `kept` of a file, one after another, with `merged` weights; with `target=None`, only compute.
 
-    Returns the CRCs of what was computed. Raises as `Merger.merge_rows`, and BadFile or OSError for a failed write.
+    Calls `made` after each block of a weight, from several threads.
+
+    Raises as `Merger.merge_rows`, and BadFile or OSError for a failed write.
     """
     weights = [held.stored for held, _ in merged.values()]
     old, new = _layouts(weights, kept, path.name)
-    crcs: list[Crc] = []
 
     def merge(job: Compute, rows: Tensor, out: Tensor) -> None:
         held = merged[job.name][0]
@@ -56,8 +50,7 @@ def copy_merged(
             held.seen(out).copy_(result)
         else:
             merger.merge_rows(job.name, job, rows, out)
-        start, stop = job.target_bytes
-        crcs.append(Crc(start, stop - start, zlib.crc32(out.reshape(-1).view(torch.uint8).numpy().data)))
+        made(job.target_bytes[0], out)
 
     blocks = {
         name: Blocks([(0, held.stored.shape[0])], each.at_once) if held.turned else each
@@ -71,7 +64,6 @@ def copy_merged(
     if target is not None and sink.checksums is not None:
         sync_path(target)
         read_back(target, sink.checksums)
-    return crcs
 
 
 def _layouts(weights: Iterable[Stored], kept: Iterable[tuple[int, int]], rest: str) -> tuple[Layout, Layout]:
