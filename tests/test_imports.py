@@ -46,8 +46,8 @@ MAY: dict[str, set[str]] = {
         "adapters", "base", "binding", "choices", "errors", "graph", "merging", "model", "verbs",
     },
     "checkpoint": {
-        "adapters", "algorithms", "base", "binding", "choices", "errors", "graph", "merging", "naming", "numerics",
-        "storage",
+        "adapters", "algorithms", "base", "binding", "choices", "errors", "exporting", "graph", "merging", "naming",
+        "numerics", "storage",
     },
     "inspection": {"adapters", "base", "binding", "checkpoint", "errors", "naming"},
     "conversion": {"adapters", "algebra", "algorithms", "binding", "errors", "formats", "inspection", "naming"},

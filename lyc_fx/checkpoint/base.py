@@ -22,6 +22,8 @@ _INDEX = ".safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".gguf"}
 """Weights in other formats: they are not copied, since they would lack the adapters"""
 
+PROGRAMS = (".pt2", ".onnx")
+
 
 @final
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class Base:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Return whether a base is a folder, or an index of shards, which stands for the folder that contains it."""
     return os.path.isdir(path) or os.fspath(path).endswith(_INDEX)
+
+
+def is_program(path: str | os.PathLike[str]) -> bool:
+    """Return whether a base is an exported program, by its name."""
+    return os.fspath(path).endswith(PROGRAMS) and not os.path.isdir(path)
 
 
 def open_base(path: str | os.PathLike[str]) -> Base:

@@ -12,7 +12,7 @@ from lyc_fx.binding.fitting import Weight
 from lyc_fx.binding.orientation import refuse_ambiguous, with_orientation
 from lyc_fx.binding.report import Report
 from lyc_fx.binding.stack import Adapters, Blocks, stacked
-from lyc_fx.checkpoint.base import Base, open_base
+from lyc_fx.checkpoint.base import Base, is_program, open_base
 from lyc_fx.checkpoint.classes import other_names
 from lyc_fx.checkpoint.fold import Fold
 from lyc_fx.checkpoint.merger import Merger
@@ -26,7 +26,7 @@ from lyc_fx.checkpoint.ties import find_ties, with_aliases, with_tied_names
 from lyc_fx.checkpoint.weight_norm import refuse_double_targets
 from lyc_fx.checkpoint.workers import Progress
 from lyc_fx.choices import Convention, Rounding
-from lyc_fx.errors import BadAdapter, LycFxError, NotApplicable, Unsupported
+from lyc_fx.errors import BadAdapter, BadFile, LycFxError, NotApplicable, Unsupported
 from lyc_fx.merging.effect import Effect
 from lyc_fx.storage.files import path_of
 
@@ -61,8 +61,10 @@ def fold_checkpoint(
     """Fold adapters into a checkpoint: merge the weights, and keep all keys, shapes and dtypes.
 
     `base` is a safetensors file, an index of shards, or the folder of a model or a pipeline. For an index or a folder,
-    `out` is a new folder, into which configurations and tokenizers are copied. With `out=None` nothing is written, but
-    everything else is done, and every error of a fold is raised.
+    `out` is a new folder, into which configurations and tokenizers are copied. Or it is a program, `.pt2` or `.onnx`,
+    of `lyc_fx.export`, `torch.export.save` or `torch.onnx.export(…, optimize=False)`: its weights change in their
+    places, and all else of it stays; files beside an .onnx are copied as `<out>.data`. With `out=None` nothing is
+    written, but everything else is done, and every error of a fold is raised.
 
     `adapters`, `strength`, `strict`, `convention` and `sequential` are as in `splice`; `compute`, `allow_nonfinite`,
     `lossy` and `component` as in `merge`.
@@ -97,8 +99,15 @@ def fold_checkpoint(
     if rounding not in get_args(Rounding):
         raise BadAdapter(f"there is no rounding {rounding!r}: use {' or '.join(map(repr, get_args(Rounding)))}")
     stack = stacked(adapters, strength, convention, sequential, allow_nonfinite=allow_nonfinite, component=component)
-    source = open_base(base)
     patterns = tuple(transposed)
+    if is_program(base):
+        _refuse_for_programs(base, dtype, resume=resume)
+        from lyc_fx.checkpoint.programs.fold_program import Ways, fold_program  # it needs torch.export
+
+        compute_by = compute, seed if rounding == "stochastic" else None
+        ways = Ways(patterns, strict, lossy, memory, verify, *compute_by, progress)
+        return fold_program(path_of(base, "the base"), target, stack, Provenance.of(stack, convention), ways)
+    source = open_base(base)
     tied = find_ties(source)
     weights = with_orientation(with_tied_names(source.weights(), tied), patterns)
     elsewhere = cache(partial(other_names, source))
@@ -154,6 +163,16 @@ def fold_checkpoint(
     report = binding.finished(merger.effects, notes)
     report.warn()
     return report
+
+
+def _refuse_for_programs(base: Path_, dtype: torch.dtype | None, *, resume: bool) -> None:
+    if dtype is not None:
+        raise Unsupported(
+            f"{base}: a program computes in the dtypes that it was exported in: export it in {dtype}, and fold into "
+            "that"
+        )
+    if resume:
+        raise BadFile(f"{base}: resume=True (command line: --resume) works only for folders")
 
 
 _FACTORS = (".lora_up.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".oft_blocks")

@@ -58,7 +58,7 @@ class Tie:
         Raises Unsupported if they do and the weights cannot be untied, as in an encoder-decoder model.
         """
         effects = [[each for each in binding.active(name)] for name in self.names if not name.endswith("bias")]
-        if all(_same(each, effects[0]) for each in effects[1:]):
+        if all(same_changes(each, effects[0]) for each in effects[1:]):
             return False
         if self.encoder:
             raise Unsupported(
@@ -155,7 +155,7 @@ def _aliases(config: dict[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> 
     return {head: source}, bool(config.get("is_encoder_decoder"))
 
 
-def _same(some: list[Bound], others: list[Bound]) -> bool:
+def same_changes(some: list[Bound], others: list[Bound]) -> bool:
     """Whether two weights have equal adapters: PEFT's `ensure_weight_tying` saves each adapter twice."""
     return len(some) == len(others) and all(
         (one.total, one.rows, one.adapter.structure()) == (other.total, other.rows, other.adapter.structure())

@@ -29,7 +29,11 @@ _NAMED = 5
 
 def command(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="The checkpoint: a .safetensors file, or the folder of a model.")
+        Path,
+        typer.Argument(
+            metavar="BASE",
+            help="The checkpoint: a .safetensors file, the folder of a model, or a program, .pt2 or .onnx.",
+        ),
     ],
     adapters: Annotated[
         list[str],
@@ -121,14 +125,16 @@ def command(
 
         from lyc_fx import fold_checkpoint, load
         from lyc_fx.binding.report import NothingChanged, RoundedAway
-        from lyc_fx.checkpoint.base import is_folder
+        from lyc_fx.checkpoint.base import is_folder, is_program
         from lyc_fx.storage.may_overwrite import free
 
         given = [(load(each.path, config=config, alpha=alpha), each.strength) for each in wanted]
         stack = _chosen(given, only or [], exclude or [])
         stack = list(zip(renamed([file for file, _ in stack], rename), (factor for _, factor in stack), strict=True))
         if out is not None:
-            free(out, [base, *(each.path for each in wanted)], folder=is_folder(base), force=force)
+            inputs = [base, *(each.path for each in wanted)]
+            suffix = base.suffix if is_program(base) else ".safetensors"
+            free(out, inputs, folder=is_folder(base), force=force, suffix=suffix)
     size = _bytes(base)
     with counting_bytes("folding", size, quiet=quiet) as progress, warnings.catch_warnings():
         for said in (NothingChanged, RoundedAway):  # printed below

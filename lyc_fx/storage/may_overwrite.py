@@ -20,10 +20,10 @@ PEFT_FILES = frozenset({PEFT_TENSORS, PEFT_CONFIG})
 """The only files in a PEFT directory that lyc-fx writes; that of a training run has more, such as optimizer state"""
 
 
-def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool) -> Path:
+def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool, suffix: str = _WEIGHTS) -> Path:
     """Check that an output file or folder may be written, and return its path. An empty folder may be written.
 
-    Raises BadFile for a path that exists (unless `force`), for a link, for a file without the suffix `.safetensors`,
+    Raises BadFile for a path that exists (unless `force`), for a link, for a file without the suffix,
     and for a path that is an input, is inside one, or contains one. Even with `force`, raises it for an existing folder
     that lyc-fx did not write.
     """
@@ -35,8 +35,11 @@ def free(path: Path_, inputs: Iterable[Path_] = (), *, folder: bool, force: bool
             raise BadFile(f"{target}: is a directory; name the output file")
         if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
             raise BadFile(f"{target}: is not a regular file; name another output")
-        if target.suffix != _WEIGHTS:
-            raise BadFile(f"{target}: the output is a safetensors file: name it {target.name}{_WEIGHTS}")
+        if target.suffix != suffix:
+            if suffix == _WEIGHTS:
+                raise BadFile(f"{target}: the output is a safetensors file: name it {target.name}{_WEIGHTS}")
+            named = target.with_suffix(suffix).name
+            raise BadFile(f"{target}: the output is a {suffix} file, as the base is: name it {named}")
     for source in map(Path, inputs):
         _refuse_input(target, source)
     if folder and target.is_dir() and not any(target.iterdir()):

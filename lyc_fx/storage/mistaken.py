@@ -27,8 +27,9 @@ _PICKLE = (
     "Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), out)"
 )
 _SUFFIXES = {
-    ".pt2": "is an exported program: torch.export.load it, and give that to lyc_fx.capture",
-    ".onnx": "is an ONNX model: fold into the PyTorch checkpoint that it was made of, and export that again",
+    ".pt2": "is an exported program: adapters can be folded into it (lyc-fx fold MODEL.pt2 ADAPTER -o OUT.pt2), or "
+    "torch.export.load it, and give that to lyc_fx.capture",
+    ".onnx": "is an ONNX model: adapters can be folded into it (lyc-fx fold MODEL.onnx ADAPTER -o OUT.onnx)",
     ".engine": "is a TensorRT engine: fold into the PyTorch checkpoint that it was made of, and build it again",
     ".gguf": _STARTS[0][1],
 }

@@ -44,12 +44,17 @@ FILES: dict[str, Case] = {
         "…/adapter_config.json: is a JSON file: name the .safetensors file, or the directory that holds both",
     ),
     "exported": (
+        fold(base, named("m.pt2", b"PK\x03\x04")),
+        "…/m.pt2: is an exported program: adapters can be folded into it (lyc-fx fold MODEL.pt2 ADAPTER -o OUT.pt2), "
+        "or torch.export.load it, and give that to lyc_fx.capture",
+    ),
+    "output of a program": (
         fold(named("m.pt2", b"PK\x03\x04"), locon),
-        "…/m.pt2: is an exported program: torch.export.load it, and give that to lyc_fx.capture",
+        "…/out.safetensors: the output is a .pt2 file, as the base is: name it out.pt2",
     ),
     "onnx": (
-        fold(named("m.onnx", b"\x08\x08"), locon),
-        "…/m.onnx: is an ONNX model: fold into the PyTorch checkpoint that it was made of, and export that again",
+        fold(base, named("m.onnx", b"\x08\x08")),
+        "…/m.onnx: is an ONNX model: adapters can be folded into it (lyc-fx fold MODEL.onnx ADAPTER -o OUT.onnx)",
     ),
     "pickle": (
         fold(base, named("a.ckpt", b"PK\x03\x04")),
