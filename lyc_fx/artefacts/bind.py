@@ -98,10 +98,13 @@ class Artefact:
             found = pack(adapters, self.manifest, strength=strength, strict=strict, convention=convention)  # type: ignore[arg-type]
         elif isinstance(strength, Mapping):
             raise WrongArgument(f"{self._path}: block weights are part of packed adapters: give them to lyc_fx.pack")
+        elif not isinstance(strength, (int, float)):
+            raise WrongArgument(f"{self._path}: the strength {strength!r} is not a number")
         else:
             found = replace(found, strengths=found.strengths * strength)
-        self._adapter = for_slots(found, self.manifest, self._path)
+        adapter = for_slots(found, self.manifest, self._path)
         self.strengths = found.strengths
+        self._adapter = adapter
         return found.report
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

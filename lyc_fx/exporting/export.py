@@ -63,7 +63,7 @@ def export(
     with replacing_together(path) as part:
         write(exported, part, manifest, said, path)
         if check:
-            check_file(runtime, part, made, path)
+            check_file(runtime, part, made, manifest, path)
 
 
 def _format(path: Path) -> tuple[str, str, Write]:

@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 
 from lyc_fx.errors import Unsupported
 from lyc_fx.exporting.interface import input_names
+from lyc_fx.exporting.manifest import Manifest
 from lyc_fx.graph.inputs import pytree_info
+from lyc_fx.graph.slots import ADAPTER
 from lyc_fx.graph.trials import outputs, trials
 from lyc_fx.graph.validation import gap, precision
 
@@ -26,14 +28,18 @@ _SHOWN = 5
 """Inputs that a message names"""
 
 
-def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
+def check(kind: str, file: Path, program: GraphModule, manifest: Manifest, path: object) -> None:
     """Run a file on random inputs at the program's sizes, and at others that it takes, and compare the outputs.
+
+    Adapters that are inputs also have another rank, where that may vary.
 
     Raises Unsupported, and names `path`, the file's name later, if it does not load without lyc-fx and the model's
     library, or computes something else.
     """
     given = list(trials(program))
     spec, names = pytree_info(program).in_spec, input_names(program)
+    if (others := _of_other_rank(manifest)) is not None:
+        given.append([others.get(name, value) for name, value in zip(names, given[0], strict=True)])
     wanted = [[each for each in outputs(program, flat) if isinstance(each, Tensor)] for flat in given]
     with TemporaryDirectory() as folder:
         of_inputs, of_outputs = Path(folder, "inputs"), Path(folder, "outputs")
@@ -42,9 +48,7 @@ def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
         command = [sys.executable, "-P", "-c", script, kind, str(file), str(of_inputs), str(of_outputs)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
-            lines = [
-                line.strip() for line in ran.stderr.splitlines() if "Error" in line
-            ]  # torch's last one says little
+            lines = [line.strip() for line in ran.stderr.splitlines() if "Error" in line]  # of several causes
             reason = "; ".join(dict.fromkeys(lines)) or f"exit code {ran.returncode}"
             raise Unsupported(f"{path}: nothing was written: the file does not run in a fresh process: {reason}")
         found = torch.load(of_outputs, weights_only=True)
@@ -62,3 +66,14 @@ def check(kind: str, file: Path, program: GraphModule, path: object) -> None:
 
 def _named(names: Sequence[str], flat: Sequence[Any]) -> dict[str, Tensor]:
     return {name: value for name, value in zip(names, flat, strict=True) if isinstance(value, Tensor)}
+
+
+def _of_other_rank(manifest: Manifest) -> dict[str, Tensor] | None:
+    """Factors by the names of their inputs, of one rank more; None where no rank may vary."""
+    factors = [each for slot in manifest.form.get("slots", ()) for each in slot["factors"].values() if each["ranks"]]
+    rng = torch.Generator().manual_seed(1)
+    found = {}
+    for each in factors:
+        shape = [size + (at in each["ranks"]) for at, size in enumerate(each["shape"])]
+        found[f"{ADAPTER}.{each['input']}"] = torch.randn(shape, generator=rng).to(getattr(torch, each["dtype"]))
+    return found or None

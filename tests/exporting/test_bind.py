@@ -107,6 +107,13 @@ CALLS: dict[str, tuple[Callable[[Any], Any], type[LycFxError], str]] = {
     "infinite factor": (lambda a: a.set(raw(up=torch.full((7, 2), torch.inf))), BadAdapter, "not finite"),
     "another model's": (lambda a: a.set(raw(module="other")), BadAdapter, "other"),
     "another shape": (lambda a: a.set(raw(up=torch.ones(8, 2))), BadAdapter, "does not fit"),
+    "infinite strength of an adapter": (lambda a: a.set(lora(3, 1.0), float("nan")), BadAdapter, "not finite"),
+    "infinite strength of a packed one": (
+        lambda a: a.set(lyc_fx.pack(lora(3, 1.0), a.manifest), float("inf")), BadAdapter, "not all finite"
+    ),
+    "a strength that is no number": (
+        lambda a: a.set(lyc_fx.pack(lora(3, 1.0), a.manifest), "1"), WrongArgument, "is not a number"
+    ),
     "no adapter": (lambda a: a.set("absent.safetensors"), BadFile, "absent.safetensors"),
 }  # fmt: skip
 

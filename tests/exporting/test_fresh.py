@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 import lyc_fx
 from lyc_fx.errors import Unsupported
+from lyc_fx.exporting.exported import to_exported_program
 from lyc_fx.exporting.interface import input_names
 from lyc_fx.exporting.plain import plain
+from lyc_fx.graph.program import facts, remember
 from lyc_fx.graph.trials import trials
 from tests.zoo.adapted import adapters_for
 from tests.zoo.case import Case
@@ -119,3 +122,24 @@ class Noisy(nn.Module):
 def test_random_numbers_are_the_same_there(tmp_path: Path) -> None:
     program = lyc_fx.capture(Noisy().eval(), (torch.randn(40, 6),), check=False)
     lyc_fx.export(program, tmp_path / "model.pt2")
+
+
+def test_another_rank_is_tried_where_it_may_vary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose ranks are fixed, which says that they vary, gets no name."""
+    from lyc_fx.exporting import export
+
+    lifted = lyc_fx.slots(lyc_fx.splice(captured(), lora(3, 2.0), rank=4))
+
+    def fixed(program: GraphModule, path: object) -> Any:
+        slots = facts(program).slots
+        assert slots is not None
+        remember(program, slots=replace(slots, ranks={}))
+        return to_exported_program(program)
+
+    lyc_fx.export(lifted, tmp_path / "model.pt2")
+    said = lyc_fx.bind(tmp_path / "model.pt2").manifest
+    monkeypatch.setattr(export, "_exported", fixed)
+    monkeypatch.setattr(export.Manifest, "of", lambda *_: said)
+    with pytest.raises(Unsupported, match=r"other.pt2: nothing was written: the file does not run"):
+        lyc_fx.export(lifted, tmp_path / "other.pt2")
+    assert [each.name for each in tmp_path.iterdir()] == ["model.pt2"]
