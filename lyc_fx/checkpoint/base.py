@@ -106,7 +106,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 def is_program(path: str | os.PathLike[str]) -> bool:
     """Return whether a base is an exported program, by its name."""
-    return os.fspath(path).endswith(PROGRAMS) and not os.path.isdir(path)
+    return isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith(PROGRAMS) and not os.path.isdir(path)
 
 
 def open_base(path: str | os.PathLike[str]) -> Base:

@@ -15,7 +15,7 @@ import lyc_fx
 from lyc_fx.adapters.adapter import Adapter
 from lyc_fx.adapters.adapter_set import AdapterSet, Entry
 from lyc_fx.algorithms.locon import LoCon
-from lyc_fx.errors import BadAdapter, BadFile
+from lyc_fx.errors import BadAdapter, BadFile, LycFxError
 
 GPT2 = {"attn.weight": (4, 12), "attn.bias": (12,), "proj.weight": (4, 4), "proj.bias": (4,), "head.weight": (4, 4)}
 LINEAR = {"attn.weight": (12, 4), "attn.bias": (12,), "proj.weight": (4, 4), "proj.bias": (4,)}
@@ -96,7 +96,7 @@ def test_the_parts_of_a_computed_weight_are_named(parts: tuple[str, str], name: 
 )
 def test_a_scale_that_is_not_read_is_refused(mark: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     tensors = {"attn.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), mark: torch.full(shape, 0.5)}
-    with pytest.raises(BadAdapter, match=rf"float8_e4m3fn in units of {mark}"):
+    with pytest.raises(LycFxError, match=rf"float8_e4m3fn in units of {mark}"):
         folded(tmp_path, tensors, adapters(attn=(4, 4)))
 
 
