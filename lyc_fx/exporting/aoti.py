@@ -37,7 +37,8 @@ def with_fixed_ranks(program: GraphModule) -> GraphModule:
 def write(exported: ExportedProgram, file: Path, manifest: Manifest, said: Mapping[str, str], path: object) -> None:
     """Compile a program (seconds to minutes). Raises Unsupported, which names `path`, for what does not compile."""
     try:
-        with quiet(), torch.no_grad():
+        # It writes the machine into its own settings, and these are part of the keys of inductor's caches.
+        with quiet(), torch.no_grad(), torch._inductor.config.patch({"aot_inductor.metadata": {}}):
             torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(_OPTIONS))
     except Exception as error:  # of inductor or of the C++ compiler
         reason = " ".join(str(error).split())[:300]

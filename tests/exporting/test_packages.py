@@ -12,6 +12,7 @@ import torch
 from exporting.models import apart, captured, inputs, loha, lokr, lora, merged, net
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 from torch.utils import _pytree as pytree
 
 import lyc_fx
@@ -31,7 +32,9 @@ pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang+
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a program with folded adapters, which do not touch the layer `conv`."""
     found = tmp_path_factory.mktemp("packages") / "folded.aoti.pt2"
+    before = repr(inductor.get_config_copy())
     lyc_fx.export(lyc_fx.fold(lyc_fx.splice(captured(), lokr(3.0), 0.7)), found, check=False)
+    assert repr(inductor.get_config_copy()) == before, "other processes would find nothing in inductor's caches"
     return found
 
 
