@@ -4,6 +4,7 @@ python tests/compiled.py CACHE FORM… → prints hits and misses of inductor's 
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def ran(
 
 if __name__ == "__main__":
     for name in sys.argv[2:]:
-        found, wanted, counts = ran(name, Path(sys.argv[1]), seed=1)
+        found, wanted, counts = ran(name, Path(sys.argv[1]), seed=int(os.environ.get("SEED", "1")))
         print(
             json.dumps(counts | {"difference": (found - wanted).abs().max().item(), "size": wanted.abs().max().item()})
         )
